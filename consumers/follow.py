@@ -1,0 +1,238 @@
+"""Following a completion from any index, live or finished, from Redis or from the books.
+
+``Followers.open`` settles where the reader starts, and says at once what can't be: an index before the final attempt's
+first chunk, or beyond the tail of a log that is still open. The ``Follow`` that it gives then yields entries in order,
+each index once, and a last one with the log's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from consumers.hub import Hub, LogReader
+from consumers.lookup import Completion, Finder
+from schemas.codec import Renderer, chunks_of, split_items
+from schemas.errors import Conflict, Failure, GenerationFailed, NotFound, Restarted
+from schemas.fold import Fold
+from schemas.states import State
+from stores.books import Books
+from stores.chunklog import ChunkLog, Entry
+from stores.redis import Redis
+from stores.scripts import EndEntry
+
+#: Items that one entry holds when a log is read from the books.
+BOOKS_PAGE = 512
+
+
+class Follow:
+    """One reader's way through one completion. ``head`` may change with the first entry of a live log."""
+
+    def __init__(self, completion: Completion, *, expected: int, head: bytes) -> None:
+        self.completion = completion
+        self.expected = expected
+        self.head = head
+        self.end: EndEntry | None = None
+        self._reader: LogReader | None = None
+        self._entries: list[Entry] = []
+        self._books: Books | None = None
+
+    @property
+    def past_end(self) -> bool:
+        """Whether the log is finished and has nothing after the place where this reader starts."""
+        c = self.completion
+        return c.ended and self.expected >= c.next
+
+    async def next(self) -> list[Entry]:
+        """The next entries; the last one of all has ``end``. Raises Restarted, Unavailable, and NotFound for a log
+        that was deleted meanwhile."""
+        if self._entries:
+            entries, self._entries = self._entries, []
+        elif self._reader is not None:
+            entries = await self._reader.next()
+            if not entries:
+                entries = await self._from_books()
+            else:
+                state = self._reader.state
+                if state is not None and state.base > self.expected:
+                    raise Restarted(state.base)
+                if state is not None and len(state.head) > 2:
+                    self.head = state.head
+        else:
+            raise NotFound(f"The chunks of '{self.completion.id}' are gone.")
+        for entry in entries:
+            if entry.head is not None:
+                self.head = entry.head
+            self.expected = max(self.expected, entry.next)
+            if entry.end is not None:
+                self.end = entry.end
+        return entries
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    async def chunks(self, renderer: Renderer) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """(index, chunk) pairs until the end. Raises GenerationFailed for an end that is not whole."""
+        try:
+            while self.end is None:
+                for entry in await self.next():
+                    if entry.items:
+                        renderer.set_head(self.head)
+                        for offset, chunk in enumerate(chunks_of(entry.items, renderer)):
+                            yield entry.first + offset, chunk
+            failure = failure_of(self.end)
+            if failure is not None:
+                raise GenerationFailed(failure)
+        finally:
+            self.close()
+
+    async def _from_books(self) -> list[Entry]:
+        """The log left Redis while we read it: it was settled, so the books have it, or it was deleted."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        assert self._books is not None
+        row = await asyncio.to_thread(self._books.completion, self.completion.id)
+        if row is None or not row.ended_ms:
+            raise NotFound(f"The completion '{self.completion.id}' is gone.")
+        return await stored_entries(self._books, self, State(row.status), row.failure)
+
+
+class Followers:
+    """Opens follows; one for a process."""
+
+    def __init__(self, redis: Redis, books: Books) -> None:
+        self.hub = Hub(redis)
+        self.finder = Finder(redis, books)
+        self.log = ChunkLog(redis)
+        self._books = books
+
+    async def open(self, completion: Completion, after: int = -1) -> Follow:
+        """A follow of a completion that was just found, with what comes after index ``after``.
+
+        Raises Conflict for an index that isn't there: past the tail of an unfinished log, or before ``base``.
+        """
+        c = completion
+        follow = Follow(c, expected=after + 1, head=b"{}")
+        follow._books = self._books
+        if c.live is None:
+            _check_place(c, after, follow)
+            follow._entries = await stored_entries(self._books, follow, c.state, c.failure)
+            return follow
+        reader = self.hub.reader(c.generation, after)
+        try:
+            state = await reader.open()
+            if state is None:
+                row = await self.finder.find(c.id)
+                if row is None or row.live is not None:
+                    raise NotFound(f"The completion '{c.id}' is gone.")
+                return await self.open(row, after)
+            follow.completion = c = _refreshed(c, state.state, state.base, state.next, state.attempt)
+            _check_place(c, after, follow)
+            reader.expected = follow.expected
+            follow.head = state.head
+            follow._reader = reader
+        except BaseException:
+            reader.close()
+            raise
+        return follow
+
+    async def prepare(self, generation: str) -> LogReader:
+        """A reader of a generation that is about to be accepted; ``attach`` makes a follow of it."""
+        reader = self.hub.reader(generation, -1)
+        try:
+            await reader.open_new()
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def attach(self, reader: LogReader, completion: Completion) -> Follow:
+        """The follow of a completion that was accepted after ``prepare``."""
+        follow = Follow(completion, expected=0, head=b"{}")
+        follow._books = self._books
+        follow._reader = reader
+        return follow
+
+    async def close(self) -> None:
+        await self.hub.close()
+
+
+async def stored_entries(books: Books, follow: Follow, state: State, failure: Failure | None) -> list[Entry]:
+    """The entries after the follow's place, from the books, with the end. Raises NotFound where no text is kept."""
+    stored = await asyncio.to_thread(books.stored_log, follow.completion.generation)
+    entries: list[Entry] = []
+    at = follow.expected
+    if stored is None:
+        # A log without chunks has no text to keep; any other was not to be stored, or was deleted.
+        if at < follow.completion.next:
+            raise NotFound(f"The text of '{follow.completion.id}' is not stored.")
+    else:
+        follow.head = stored.head
+        items = split_items(stored.items) if stored.items else []
+        items = items[max(0, at - stored.base) :]
+        for start in range(0, len(items), BOOKS_PAGE):
+            entries.append(Entry(at + start, items[start : start + BOOKS_PAGE]))
+        at += len(items)
+    error = None if failure is None else {f: getattr(failure, f) for f in failure.__struct_fields__}
+    entries.append(Entry(at, end=EndEntry(state.value, error)))
+    return entries
+
+
+def failure_of(end: EndEntry) -> Failure | None:
+    """What kept an answer from being whole; None for a completed one."""
+    if end.state == State.COMPLETED:
+        return None
+    if end.error is not None:
+        known = {k: v for k, v in end.error.items() if k in Failure.__struct_fields__}
+        return Failure(**known)  # type: ignore[arg-type]
+    if end.state == State.CANCELLED:
+        return Failure("cancelled", "The completion was cancelled.", "cancelled", None, 409)
+    return Failure("failed", "The completion failed.")
+
+
+async def collect(follow: Follow, renderer: Renderer) -> dict[str, Any]:
+    """The whole answer as a ``chat.completion``. Raises GenerationFailed."""
+    fold = Fold()
+    async for _, chunk in follow.chunks(renderer):
+        fold.add(chunk)
+    return fold.completion()
+
+
+def renderer_for(completion: Completion, *, flat_logprobs: bool = False) -> Renderer:
+    return Renderer(
+        completion=completion.id,
+        created=completion.created,
+        model=completion.model,
+        resolved_model=completion.resolved_model,
+        resolved_provider=completion.provider,
+        flat_logprobs=flat_logprobs,
+    )
+
+
+def _refreshed(c: Completion, state: State, base: int, next_index: int, attempt: int) -> Completion:
+    return msgspec.structs.replace(c, state=state, base=base, next=next_index, attempt=attempt)
+
+
+def _check_place(c: Completion, after: int, follow: Follow) -> None:
+    if after == -1:
+        follow.expected = c.base
+        return
+    if after + 1 < c.base:
+        raise Conflict(
+            f"The answer was started again at index {c.base}; what you have of it does not belong to it. "
+            "Start from -1.",
+            param="x-last-chunk-index",
+            code="restarted",
+        )
+    if not c.ended and after >= c.next:
+        raise Conflict(
+            f"Index {after} does not exist yet: the last one so far is {c.next - 1}. "
+            "Send the index of the last chunk that you received.",
+            param="x-last-chunk-index",
+            code="index_out_of_range",
+        )

@@ -1,0 +1,1 @@
+"""HTTP: plain ASGI, plain bytes on the hot path."""

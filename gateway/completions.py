@@ -1,0 +1,223 @@
+"""Asking for a completion: the seed's streaming endpoint and OpenAI's, with resumption."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+
+from consumers.follow import Follow, collect, failure_of, renderer_for
+from consumers.hub import LogReader
+from consumers.lookup import Completion
+from gateway.caller import identify, named, owned
+from gateway.http import Accepted, Call, Headers, Reply, integer
+from gateway.streaming import EventStream, OpenAIFraming, SeedFraming
+from producers.submit import Caller, Submission
+from schemas.errors import CacheMiss, GenerationFailed, TailraceError
+from schemas.request import ChatCompletionRequest, parse_request
+from schemas.states import Queue, State
+
+_DIRECTIVE = re.compile(r"\s*([A-Za-z-]+)(?:\s*=\s*\"?([^\",]*)\"?)?\s*")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a POST asks for beside its body."""
+
+    caller: Caller
+    after: int | None
+    completion_id: str | None
+    idempotency_key: str | None
+    sample: int | None
+    only_if_cached: bool
+
+
+async def read_headers(call: Call) -> Asked:
+    """Raises Unauthenticated and InvalidRequest."""
+    caller = await identify(call)
+    after: int | None = None
+    for name in ("x-last-chunk-index", "last-event-id"):
+        value = call.header(name)
+        if value is not None:
+            after = integer(value, name=name, least=-1)
+            break
+    sample = call.header("x-sample")
+    directives = cache_directives(call.header("cache-control"))
+    return Asked(
+        caller,
+        after,
+        named(call, "x-completion-id"),
+        named(call, "idempotency-key"),
+        None if sample is None else integer(sample, name="x-sample", least=0),
+        "only-if-cached" in directives,
+    )
+
+
+def cache_directives(header: str | None) -> dict[str, str]:
+    """Raises InvalidRequest for a ``max-age`` that is no number of seconds; unknown directives are passed over."""
+    found: dict[str, str] = {}
+    for part in (header or "").split(","):
+        match = _DIRECTIVE.fullmatch(part)
+        if match:
+            found[match[1].lower()] = (match[2] or "").strip()
+    if "max-age" in found:
+        integer(found["max-age"], name="cache-control: max-age", least=0)
+    return found
+
+
+async def stream(call: Call) -> Any:
+    """POST …/chat/completions/stream: the seed's endpoint. 200 on acceptance; whatever fails later is an event."""
+    asked = await read_headers(call)
+    request = parse_request(await call.body())
+    if asked.after is not None:
+        follow = await resume(call, asked, request)
+        return EventStream(follow, SeedFraming(), completion_headers(follow.completion))
+    follow = await accept(call, asked, request)
+    return EventStream(follow, SeedFraming(), completion_headers(follow.completion))
+
+
+async def create(call: Call) -> Any:
+    """POST …/chat/completions: OpenAI's endpoint, streamed, whole, or answered at once with ``Prefer: respond-async``."""
+    asked = await read_headers(call)
+    request = parse_request(await call.body())
+    if asked.after is not None:
+        follow = await resume(call, asked, request)
+    elif "respond-async" in (call.header("prefer") or "").lower():
+        return await respond_async(call, asked, request)
+    else:
+        follow = await accept(call, asked, request)
+    headers = completion_headers(follow.completion)
+    if request.stream:
+        usage = bool(request.stream_options and request.stream_options.get("include_usage"))
+        return await open_stream(call, follow, headers, usage=usage)
+    try:
+        body = await collect(follow, renderer_for(follow.completion))
+    except TailraceError as error:
+        raise Accepted(error, headers) from error
+    return Reply(body, headers=headers)
+
+
+async def open_stream(call: Call, follow: Follow, headers: Headers, *, usage: bool) -> EventStream:
+    """Headers wait for the first chunk or a failure, for a while: a failure before any chunk keeps its HTTP status."""
+    first = asyncio.create_task(follow.next())
+    try:
+        done, _ = await asyncio.wait({first}, timeout=call.context.settings.header_hold_seconds)
+        if done:
+            try:
+                entries = first.result()
+            except TailraceError as error:
+                raise Accepted(error, headers) from error
+            failure = failure_of(follow.end) if follow.end is not None else None
+            if failure is not None and not any(entry.items for entry in entries):
+                raise Accepted(GenerationFailed(failure), headers)
+    except BaseException:
+        first.cancel()
+        follow.close()
+        raise
+    return EventStream(follow, OpenAIFraming(usage=usage), headers, first=first)
+
+
+async def respond_async(call: Call, asked: Asked, request: ChatCompletionRequest) -> Reply:
+    submission = await submit(call, asked, request, None)
+    found = await owned(call, asked.caller, submission.id)
+    headers = completion_headers(found) | {
+        "preference-applied": "respond-async",
+        "location": f"{call.request.url.path.rstrip('/')}/{found.id}",
+    }
+    return Reply(status_body(found), 202, headers)
+
+
+async def accept(call: Call, asked: Asked, request: ChatCompletionRequest) -> Follow:
+    """Submit and follow: subscribed before any worker hears of it, so that nothing has to be read back."""
+    followers = call.context.followers
+    readers: list[LogReader] = []
+
+    async def prepare(generation: str) -> None:
+        readers.append(await followers.prepare(generation))
+
+    try:
+        submission = await submit(call, asked, request, prepare)
+    except BaseException:
+        for reader in readers:
+            reader.close()
+        raise
+    if submission.fresh and readers:
+        return followers.attach(readers[0], new_completion(asked, request, submission))
+    for reader in readers:
+        reader.close()
+    return await followers.open(await owned(call, asked.caller, submission.id))
+
+
+async def submit(call: Call, asked: Asked, request: ChatCompletionRequest, prepare: Any) -> Submission:
+    if asked.only_if_cached:
+        raise CacheMiss("Nothing is cached for this request. Leave 'only-if-cached' out to ask the model.")
+    return await call.context.submitter.submit(
+        request,
+        asked.caller,
+        sample=asked.sample,
+        idempotency_key=asked.idempotency_key,
+        prepare=prepare,
+    )
+
+
+async def resume(call: Call, asked: Asked, request: ChatCompletionRequest) -> Follow:
+    """The stream that a POST with ``x-last-chunk-index`` is to go on with. It never starts new work."""
+    submitter = call.context.submitter
+    if asked.completion_id is not None:
+        completion_id = asked.completion_id
+    elif asked.idempotency_key is not None:
+        completion_id = await submitter.by_idempotency_key(asked.caller, asked.idempotency_key)
+    else:
+        completion_id = await submitter.by_fingerprint(request, asked.caller, asked.sample)
+    assert asked.after is not None
+    return await call.context.followers.open(await owned(call, asked.caller, completion_id), asked.after)
+
+
+def new_completion(asked: Asked, request: ChatCompletionRequest, submission: Submission) -> Completion:
+    """A completion as it is at its acceptance."""
+    return Completion(
+        id=submission.id,
+        generation=submission.id,
+        tenant=asked.caller.tenant,
+        key_id=asked.caller.key_id,
+        end_user=asked.caller.end_user,
+        model=request.model,
+        provider=submission.resolved.provider,
+        resolved_model=submission.resolved.model,
+        queue=Queue.INTERACTIVE.value,
+        store=request.store is not False,
+        metadata=request.metadata,
+        cache="bypass",
+        state=State.QUEUED,
+        failure=None,
+        attempt=0,
+        base=0,
+        next=0,
+        created_ms=submission.created_ms,
+        ended_ms=None,
+    )
+
+
+def completion_headers(completion: Completion) -> Headers:
+    return {"x-completion-id": completion.id, "x-cache": completion.cache}
+
+
+def status_body(completion: Completion) -> dict[str, Any]:
+    """A completion without its answer: while it runs, and where there is none."""
+    body: dict[str, Any] = {
+        "id": completion.id,
+        "object": "chat.completion",
+        "created": completion.created,
+        "model": completion.model,
+        "resolved_model": completion.resolved_model,
+        "resolved_provider": completion.provider,
+        "status": completion.state.public,
+        "choices": [],
+        "metadata": completion.metadata,
+    }
+    if completion.failure is not None:
+        body |= GenerationFailed(completion.failure).body()
+    return body
+
+

@@ -1,0 +1,72 @@
+"""What the gateway's handlers share: made at start-up, handed to every handler."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import httpx
+from sqlalchemy import Engine
+
+from consumers.follow import Followers
+from consumers.lookup import Finder
+from producers.catalog import Catalog
+from producers.publish import Publisher
+from producers.submit import Submitter
+from schemas.settings import Settings
+from stores.apikeys import KeyRing
+from stores.books import Books
+from stores.config import read_providers
+from stores.redis import Redis
+from stores.scripts import Scripts
+from stores.sql import check_schema, make_engine
+
+
+@dataclass(frozen=True)
+class Context:
+    settings: Settings
+    engine: Engine
+    redis: Redis
+    scripts: Scripts
+    books: Books
+    keys: KeyRing
+    catalog: Catalog
+    publisher: Publisher
+    submitter: Submitter
+    followers: Followers
+    finder: Finder
+    http: httpx.AsyncClient
+
+    async def close(self) -> None:
+        await self.followers.close()
+        await self.http.aclose()
+        await asyncio.to_thread(self.publisher.close)
+        self.redis.close()
+        self.engine.dispose()
+
+
+async def open_context(settings: Settings) -> Context:
+    """Raises ConfigurationError and Unavailable: each with one line that says what to change."""
+    providers = read_providers(settings)
+    engine = make_engine(settings.database_url)
+    check_schema(engine)
+    redis = await Redis.open(settings.redis_url, partitions=settings.partitions)
+    books = Books(engine)
+    http = httpx.AsyncClient(timeout=5.0)
+    catalog = Catalog(providers, http)
+    publisher = Publisher(settings)
+    followers = Followers(redis, books)
+    return Context(
+        settings=settings,
+        engine=engine,
+        redis=redis,
+        scripts=Scripts(redis),
+        books=books,
+        keys=KeyRing(engine, settings.key_cache_seconds),
+        catalog=catalog,
+        publisher=publisher,
+        submitter=Submitter(redis, catalog, publisher),
+        followers=followers,
+        finder=followers.finder,
+        http=http,
+    )

@@ -1,0 +1,254 @@
+"""The API's description: an OpenAPI 3.1 document, and a page made from it that loads nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from schemas.request import ChatCompletionRequest
+from schemas.states import PUBLIC_STATUSES
+
+_JSON = "application/json"
+_EVENTS = "text/event-stream"
+
+
+def _header(name: str, text: str, kind: str = "string") -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": kind}}
+
+
+def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
+
+
+_BEHALF = _header("X-On-Behalf-Of", "The end user. A request with it sees only that user's completions.")
+_LAST = _header(
+    "x-last-chunk-index",
+    "Resume: the index of the last chunk that you have, or -1 for all. Never starts new work.",
+    "integer",
+)
+_POST_HEADERS = [
+    _BEHALF,
+    _LAST,
+    _header("Last-Event-ID", "The same as x-last-chunk-index, as an EventSource sends it.", "integer"),
+    _header("x-completion-id", "Which completion to resume."),
+    _header("Idempotency-Key", "A retry with the same key within 24 hours gets the same completion."),
+    _header("Cache-Control", "As in HTTP. `only-if-cached` is 504 on a miss."),
+    _header("x-sample", "Which of several samples of the same request this is.", "integer"),
+]
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "chatcmpl-…"}
+
+_ERRORS = {
+    "400": "The request is not right; `param` names the field.",
+    "401": "The key is missing, malformed, unknown or revoked.",
+    "404": "No such thing, or somebody else's.",
+    "503": "Not accepted, nothing was kept; `Retry-After` says when to try again.",
+}
+
+
+def _answers(*, content: str = _JSON, schema: dict[str, Any] | None = None, status: str = "200", **more: str) -> Any:
+    answers: dict[str, Any] = {
+        status: {"description": "As asked.", "content": {content: {"schema": schema or {"type": "object"}}}}
+    }
+    error = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for code, text in {**_ERRORS, **{k.removeprefix("s"): v for k, v in more.items()}}.items():
+        answers[code] = {"description": text} | ({} if code.startswith("2") else {"content": error})
+    return answers
+
+
+def _operation(summary: str, parameters: list[Any], answers: Any, body: Any = None) -> dict[str, Any]:
+    operation: dict[str, Any] = {"summary": summary, "parameters": parameters, "responses": answers}
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": body}}}
+    return operation
+
+
+def _paths() -> dict[str, Any]:
+    request = {"$ref": "#/components/schemas/ChatCompletionRequest"}
+    chat = "/v1/chat/completions"
+    sse = {"type": "string", "description": "Server-sent events: id, event and data of each chunk."}
+    return {
+        f"{chat}/stream": {
+            "post": _operation(
+                "Stream a completion: SSE with id, event and data; resumable by index",
+                _POST_HEADERS,
+                _answers(content=_EVENTS, schema=sse, s409="The index or the request fits no single generation."),
+                request,
+            )
+        },
+        chat: {
+            "post": _operation(
+                "Ask for a completion, as OpenAI's API has it; `Prefer: respond-async` answers 202 at once",
+                [*_POST_HEADERS, _header("Prefer", "`respond-async`: 202 and the completion with its status.")],
+                _answers(s202="Accepted; follow it by its id.", s422="The Idempotency-Key was used otherwise."),
+                request,
+            ),
+            "get": _operation(
+                "List stored completions",
+                [
+                    _BEHALF,
+                    _query("after", "The id before this page's first.", {"type": "string"}),
+                    _query("limit", "", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+                    _query("order", "By time of creation.", {"enum": ["asc", "desc"], "default": "asc"}),
+                    _query("model", "As asked.", {"type": "string"}),
+                    _query("status", "", {"enum": list(PUBLIC_STATUSES)}),
+                    {
+                        **_query("metadata", "`metadata[key]=value`", {"type": "object"}),
+                        "style": "deepObject",
+                        "explode": True,
+                    },
+                ],
+                _answers(),
+            ),
+        },
+        f"{chat}/{{id}}": {
+            "get": _operation("Read a completion; while it runs, its status", [_ID, _BEHALF], _answers()),
+            "post": _operation(
+                "Replace the metadata",
+                [_ID, _BEHALF],
+                _answers(),
+                {"type": "object", "required": ["metadata"], "properties": {"metadata": {"type": "object"}}},
+            ),
+            "delete": _operation(
+                "Delete the text; the usage record stays",
+                [_ID, _BEHALF],
+                _answers(s409="It still runs: cancel it first."),
+            ),
+        },
+        f"{chat}/{{id}}/stream": {
+            "get": _operation(
+                "Follow a completion from any index, live or finished",
+                [
+                    _ID,
+                    _query("after", "The index of the last chunk that you have.", {"type": "integer", "minimum": -1}),
+                    _header("Last-Event-ID", "Wins over `after`.", "integer"),
+                    _query("token", "A stream token, in place of a key.", {"type": "string"}),
+                ],
+                _answers(
+                    content=_EVENTS,
+                    schema=sse,
+                    s204="Past the end of a finished log; stops an EventSource.",
+                    s409="Past the tail of an unfinished log.",
+                ),
+            )
+        },
+        f"{chat}/{{id}}/cancel": {"post": _operation("Cancel", [_ID, _BEHALF], _answers())},
+        f"{chat}/{{id}}/token": {
+            "post": _operation("A read-only token for this one stream, for 15 minutes", [_ID, _BEHALF], _answers())
+        },
+        "/v1/models": {"get": _operation("The models and aliases that can be asked for", [], _answers())},
+        "/v1/models/{model}": {
+            "get": _operation(
+                "One model",
+                [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+                _answers(),
+            )
+        },
+        "/healthz": {"get": {**_operation("The process answers", [], _plain()), "security": []}},
+        "/readyz": {
+            "get": {
+                **_operation("Redis and the database answer", [], _plain(**{"503": "One of them doesn't."})),
+                "security": [],
+            }
+        },
+    }
+
+
+def _plain(**more: str) -> dict[str, Any]:
+    return {code: {"description": text} for code, text in {"200": "Yes.", **more}.items()}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document. Every path under ``/v1`` is also served under ``/api/v1/llm``."""
+    schema = ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    components = schema.pop("$defs", {})
+    components["ChatCompletionRequest"] = schema
+    components["Error"] = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+            }
+        },
+    }
+    try:
+        number = version("tailrace")
+    except PackageNotFoundError:
+        number = "0"
+    paths = _paths()
+    paths |= {
+        path.replace("/v1/", "/api/v1/llm/", 1): item for path, item in paths.items() if path.startswith("/v1/")
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tailrace",
+            "version": number,
+            "description": "Chat completions that are queued, streamed by workers, and readable from any index.",
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
+details { border: 1px solid #d5dde5; border-radius: 6px; margin: .5rem 0; padding: .5rem .8rem }
+summary { cursor: pointer } code { background: #f0f3f6; padding: .1rem .3rem; border-radius: 3px }
+.verb { display: inline-block; width: 4.5rem; font-weight: 700; color: #0b5cad } .about { color: #566573 }
+table { border-collapse: collapse; margin: .5rem 0 } td { padding: .2rem .8rem .2rem 0; vertical-align: top }
+"""
+
+
+@cache
+def page() -> str:
+    """The document as HTML."""
+    spec = document()
+    rows: list[str] = []
+    for path, item in spec["paths"].items():
+        if path.startswith("/api/"):
+            continue
+        for verb, operation in item.items():
+            rows.append(_details(verb, path, operation))
+    fields = spec["components"]["schemas"]["ChatCompletionRequest"].get("properties", {})
+    listed = "".join(f"<code>{escape(name)}</code> " for name in fields)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Tailrace API</title><style>{_STYLE}</style>"
+        f"<h1>Tailrace API {escape(spec['info']['version'])}</h1><p>{escape(spec['info']['description'])}"
+        " Every path under <code>/v1</code> is also served under <code>/api/v1/llm</code>. Send your key as "
+        "<code>Authorization: Bearer &lt;key&gt;</code>. The machine-readable form is at "
+        '<a href="/openapi.json">/openapi.json</a>.</p>'
+        + "".join(rows)
+        + f"<h2>Request fields</h2><p>{listed}</p></html>"
+    )
+
+
+def _details(verb: str, path: str, operation: dict[str, Any]) -> str:
+    parameters = "".join(
+        f"<tr><td><code>{escape(p['name'])}</code><td>{escape(p['in'])}<td>{escape(p.get('description', ''))}"
+        for p in operation["parameters"]
+    )
+    answers = "".join(
+        f"<tr><td><code>{code}</code><td>{escape(answer['description'])}"
+        for code, answer in operation["responses"].items()
+    )
+    return (
+        f"<details><summary><span class=verb>{verb.upper()}</span><code>{escape(path)}</code> "
+        f"<span class=about>{escape(operation['summary'])}</span></summary>"
+        f"<table>{parameters}</table><table>{answers}</table></details>"
+    )

@@ -1,0 +1,259 @@
+"""Completions that were accepted: reading, listing, following, cancelling, deleting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from typing import Any, cast
+
+import msgspec
+
+from consumers.follow import Follow, collect, renderer_for
+from consumers.lookup import Completion, from_books
+from gateway.caller import authenticate, identify, owned, reader_of
+from gateway.completions import completion_headers, status_body
+from gateway.http import Call, Reply, integer
+from gateway.streaming import EventStream, SeedFraming
+from producers.submit import Caller
+from schemas.errors import Conflict, GenerationFailed, InvalidRequest, NotFound, Unavailable
+from schemas.fold import Fold
+from schemas.request import validate_request
+from schemas.states import PUBLIC_STATUSES, State
+from stores.apikeys import make_stream_token
+
+#: How long a stream token lasts, in seconds.
+TOKEN_LIFE = 15 * 60
+#: How long a change waits for the ledger to bring a completion into SQL, in seconds.
+BOOKS_WAIT = 5.0
+#: How long a cancel waits for the worker to have stopped, in seconds.
+CANCEL_WAIT = 2.0
+#: Completions on a page: most, and where ``limit`` is not sent.
+PAGE_MOST, PAGE_DEFAULT = 100, 20
+
+#: The rules of ``metadata`` are those of the request that it comes with otherwise.
+_ANY_REQUEST = {"model": "any", "messages": [{"role": "user", "content": ""}]}
+
+_METADATA_FILTER = re.compile(r"metadata\[(.+)\]", re.DOTALL)
+
+
+async def retrieve(call: Call) -> Reply:
+    """GET …/{id}: the answer, or the completion's status while there is none."""
+    completion = await owned(call, await identify(call), call.path("id"))
+    return Reply(await present(call, completion), headers=completion_headers(completion))
+
+
+async def present(call: Call, completion: Completion) -> dict[str, Any]:
+    """A completion as a ``chat.completion``; of a failed or cancelled one, what there is of the answer."""
+    body = status_body(completion)
+    if not completion.ended:
+        return body
+    follow = await call.context.followers.open(completion)
+    if completion.state is State.COMPLETED:
+        answer = await collect(follow, renderer_for(completion))
+    else:
+        answer = await _partial(follow)
+    merged = {**answer, **{k: v for k, v in body.items() if k != "choices"}}
+    if "usage" not in merged and completion.usage is not None:
+        tokens = completion.usage.tokens
+        merged["usage"] = {
+            "prompt_tokens": tokens.prompt_tokens,
+            "completion_tokens": tokens.completion_tokens,
+            "total_tokens": tokens.total_tokens,
+            "estimated": tokens.estimated,
+        }
+    return merged
+
+
+async def _partial(follow: Follow) -> dict[str, Any]:
+    """What there is of an answer that was not finished."""
+    fold = Fold()
+    any_chunk = False
+    with contextlib.suppress(GenerationFailed):
+        async for _, chunk in follow.chunks(renderer_for(follow.completion)):
+            fold.add(chunk)
+            any_chunk = True
+    return fold.completion() if any_chunk else {}
+
+
+async def listing(call: Call) -> Reply:
+    """GET …: the tenant's stored completions."""
+    caller = await identify(call)
+    query = call.request.query_params
+    metadata: dict[str, str] = {}
+    known = {"after", "limit", "order", "model", "status"}
+    for name, value in query.multi_items():
+        match = _METADATA_FILTER.fullmatch(name)
+        if match:
+            metadata[match[1]] = value
+        elif name not in known:
+            raise InvalidRequest(f"There is no query parameter '{name[:40]}' here.", param=name[:40])
+    limit = integer(query.get("limit", str(PAGE_DEFAULT)), name="limit", least=1)
+    if limit > PAGE_MOST:
+        raise InvalidRequest(f"'limit' must be at most {PAGE_MOST}.", param="limit")
+    order = query.get("order", "asc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("'order' must be 'asc' or 'desc'.", param="order")
+    status = query.get("status")
+    if status is not None and status not in PUBLIC_STATUSES:
+        raise InvalidRequest(f"'status' must be one of {', '.join(PUBLIC_STATUSES)}.", param="status")
+    found, more = await _page(call, caller, query.get("after"), limit, order, query.get("model"), metadata, status)
+    data = list(await asyncio.gather(*(_item(call, c) for c in found)))
+    return Reply(
+        {
+            "object": "list",
+            "data": data,
+            "first_id": data[0]["id"] if data else None,
+            "last_id": data[-1]["id"] if data else None,
+            "has_more": more,
+        }
+    )
+
+
+async def _page(
+    call: Call,
+    caller: Caller,
+    after: str | None,
+    limit: int,
+    order: str,
+    model: str | None,
+    metadata: dict[str, str],
+    status: str | None,
+) -> tuple[list[Completion], bool]:
+    """Rows of the books; of those that they don't know to have ended, Redis has the state."""
+    statuses = None
+    if status is not None:
+        # The books call everything queued until it is settled; what it is meanwhile, Redis knows.
+        statuses = [State.QUEUED.value] if status in ("queued", "in_progress") else [status, State.QUEUED.value]
+    found: list[Completion] = []
+    while True:
+        rows = await asyncio.to_thread(
+            call.context.books.completions,
+            caller.tenant,
+            end_user=caller.end_user,
+            after=after,
+            limit=limit + 1,
+            order=order,
+            model=model,
+            metadata=metadata or None,
+            statuses=statuses,
+        )
+        for completion in await asyncio.gather(*(_current(call, from_books(row)) for row in rows)):
+            if status is None or completion.state.public == status:
+                found.append(completion)
+        if len(found) > limit:
+            return found[:limit], True
+        if len(rows) <= limit:
+            return found, False
+        after = rows[-1].id
+
+
+async def _current(call: Call, completion: Completion) -> Completion:
+    if completion.ended:
+        return completion
+    return await call.context.finder.find(completion.id) or completion
+
+
+async def _item(call: Call, completion: Completion) -> dict[str, Any]:
+    try:
+        return await present(call, completion)
+    except NotFound:
+        return status_body(completion)
+
+
+async def update(call: Call) -> Reply:
+    """POST …/{id}: replace the metadata."""
+    completion = await owned(call, await identify(call), call.path("id"))
+    try:
+        body: Any = msgspec.json.decode(await call.body())
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(body, dict) or "metadata" not in body:
+        raise InvalidRequest("Send the new metadata as {\"metadata\": {…}}.", param="metadata")
+    extra = [name for name in cast("dict[str, Any]", body) if name != "metadata"]
+    if extra:
+        raise InvalidRequest(f"Only 'metadata' can be changed, not '{extra[0][:40]}'.", param=extra[0][:40])
+    metadata = validate_request({**_ANY_REQUEST, "metadata": cast("dict[str, Any]", body)["metadata"]}).metadata
+    await _in_books(call, completion, ended=False)
+    if not await asyncio.to_thread(call.context.books.set_metadata, completion.id, metadata):
+        raise NotFound(f"There is no completion '{completion.id}'.", param="id")
+    await call.context.scripts.annotate(completion.generation, msgspec.json.encode(metadata))
+    changed = msgspec.structs.replace(completion, metadata=metadata)
+    return Reply(await present(call, changed), headers=completion_headers(changed))
+
+
+async def delete(call: Call) -> Reply:
+    """DELETE …/{id}: the text goes, the usage record stays."""
+    completion = await owned(call, await identify(call), call.path("id"))
+    if not completion.ended:
+        raise Conflict(
+            f"'{completion.id}' is still {completion.state.public}. Cancel it first: POST …/{completion.id}/cancel.",
+            code="completion_running",
+        )
+    await _in_books(call, completion, ended=True)
+    await asyncio.to_thread(call.context.books.delete, completion.id)
+    await call.context.followers.log.drop(completion.generation)
+    return Reply({"id": completion.id, "object": "chat.completion.deleted", "deleted": True})
+
+
+async def _in_books(call: Call, completion: Completion, *, ended: bool) -> None:
+    """Wait until SQL has the completion (and its end). Raises Unavailable where the ledger is far behind."""
+    until = time.monotonic() + BOOKS_WAIT
+    while True:
+        row = await asyncio.to_thread(call.context.books.completion, completion.id)
+        if row is not None and (row.status.ended or not ended):
+            return
+        if row is None and completion.live is None:
+            raise NotFound(f"There is no completion '{completion.id}'.", param="id")
+        if time.monotonic() >= until:
+            raise Unavailable("The books are behind; this change was not made. Try again.", retry_after=5)
+        await asyncio.sleep(0.05)
+
+
+async def cancel(call: Call) -> Reply:
+    """POST …/{id}/cancel: a queued one never starts; of a running one, what was said so far is kept."""
+    caller = await identify(call)
+    completion = await owned(call, caller, call.path("id"))
+    if completion.live is not None and not completion.ended:
+        await call.context.submitter.cancel(completion.live.info)
+        until = time.monotonic() + CANCEL_WAIT
+        while not completion.ended and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+            completion = await owned(call, caller, completion.id)
+    return Reply(await present(call, completion), headers=completion_headers(completion))
+
+
+async def token(call: Call) -> Reply:
+    """POST …/{id}/token: for an EventSource, which can't send a key."""
+    key = await authenticate(call)
+    caller = await identify(call)
+    completion = await owned(call, caller, call.path("id"))
+    expires_at = int(time.time()) + TOKEN_LIFE
+    made = make_stream_token(key, completion.id, expires_at, end_user=caller.end_user)
+    path = call.request.url.path.removesuffix("/token")
+    return Reply(
+        {
+            "object": "chat.completion.stream_token",
+            "token": made,
+            "expires_at": expires_at,
+            "url": f"{path}/stream?token={made}",
+        }
+    )
+
+
+async def stream(call: Call) -> Any:
+    """GET …/{id}/stream?after=N: the seed's framing from any index. Past the end of a finished log: 204."""
+    completion = await reader_of(call, call.path("id"))
+    query = call.request.query_params
+    last = call.header("last-event-id")
+    if last:
+        after = integer(last, name="last-event-id", least=-1)
+    else:
+        after = integer(query.get("after", "-1"), name="after", least=-1)
+    follow = await call.context.followers.open(completion, after)
+    headers = completion_headers(follow.completion)
+    if follow.completion.ended and after >= follow.completion.next:
+        follow.close()
+        return Reply(status=204, headers=headers)
+    return EventStream(follow, SeedFraming(), headers)

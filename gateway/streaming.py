@@ -1,0 +1,217 @@
+"""Server-sent events: the seed's framing and OpenAI's, as raw ASGI.
+
+A chunk costs one join of bytes and one send; there is no middleware, no generator and no model on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Receive, Send
+
+from consumers.follow import Follow, failure_of, renderer_for
+from gateway.http import Call, raw_headers
+from schemas.codec import Renderer
+from schemas.errors import GenerationFailed, TailraceError
+from schemas.sse import COMMENT, OPENAI_DONE, done_frame, error_frame, openai_error_frame
+from stores.chunklog import Entry
+from stores.scripts import EndEntry
+
+log = logging.getLogger("tailrace.gateway")
+
+#: Bytes of one send: a long replay leaves in pieces, so that a slow client holds back what it doesn't read.
+SEND_SIZE = 64 * 1024
+
+STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+}
+
+
+class SeedFraming:
+    """``id``, ``event`` and ``data`` for each chunk; ``done`` or ``error`` at the end."""
+
+    flat_logprobs = True
+
+    def chunk(self, index: int, item: bytes, renderer: Renderer) -> bytes:
+        return b"event: message\nid: %d\ndata: %b\n\n" % (index, renderer.render(item))
+
+    def end(self, index: int, end: EndEntry) -> bytes:
+        failure = failure_of(end)
+        if failure is None:
+            return done_frame(index)
+        # The id moves past the end, so that an EventSource that comes back is told to stop.
+        return b"id: %d\n" % index + error_frame(failure.code, failure.message)
+
+    def broken(self, error: TailraceError) -> bytes:
+        return error_frame(error.code, error.message)
+
+
+class OpenAIFraming:
+    """Only ``data:`` lines. ``usage``: whether the client asked for the usage chunk."""
+
+    flat_logprobs = False
+
+    def __init__(self, *, usage: bool) -> None:
+        self._usage = usage
+
+    def chunk(self, index: int, item: bytes, renderer: Renderer) -> bytes:
+        if not self._usage and renderer.is_usage_only(item):
+            return b""
+        return b"data: %b\n\n" % renderer.render(item)
+
+    def end(self, index: int, end: EndEntry) -> bytes:
+        failure = failure_of(end)
+        return OPENAI_DONE if failure is None else openai_error_frame(GenerationFailed(failure).body())
+
+    def broken(self, error: TailraceError) -> bytes:
+        return openai_error_frame(error.body())
+
+
+class EventStream:
+    """A follow as an answer. ``first`` are entries that were taken from it before the headers went out, or a task
+    that is taking them; it goes on with them."""
+
+    def __init__(
+        self,
+        follow: Follow,
+        framing: SeedFraming | OpenAIFraming,
+        headers: Mapping[str, str],
+        *,
+        first: asyncio.Task[list[Entry]] | None = None,
+    ) -> None:
+        self._follow = follow
+        self._framing = framing
+        self._headers = {**headers, **STREAM_HEADERS}
+        self._first = first
+        self._renderer = renderer_for(follow.completion, flat_logprobs=framing.flat_logprobs)
+        self._head: bytes | None = None
+        self._sent = 0.0
+
+    async def send(self, call: Call, receive: Receive, send: Send) -> None:
+        headers = raw_headers({**self._headers, "x-request-id": call.request_id})
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if call.request.method == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+                return
+            await _piece(send, COMMENT)
+            await self._run(call, receive, send)
+        finally:
+            if self._first is not None:
+                self._first.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await self._first
+            self._follow.close()
+
+    async def _run(self, call: Call, receive: Receive, send: Send) -> None:
+        """Copy until the end or until the client leaves."""
+        loop = asyncio.get_running_loop()
+        copying = asyncio.current_task()
+        assert copying is not None
+        left = False
+
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            copying.cancel()
+
+        watcher = loop.create_task(watch())
+        keeper = _Keeper(self, send, call.context.settings.keepalive_seconds)
+        try:
+            try:
+                await self._copy(send)
+            except TailraceError as error:
+                await _piece(send, self._framing.broken(error))
+            except Exception:
+                log.exception("%s: the stream of %s broke", call.request_id, self._follow.completion.id)
+                await _piece(send, self._framing.broken(TailraceError("Something went wrong here. Resume the stream.")))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            copying.uncancel()
+        finally:
+            keeper.stop()
+            watcher.cancel()
+
+    async def _copy(self, send: Send) -> None:
+        follow, framing, renderer = self._follow, self._framing, self._renderer
+        loop = asyncio.get_running_loop()
+        entries = await self._take_first()
+        while True:
+            out: list[bytes] = []
+            size = 0
+            for entry in entries:
+                if entry.items:
+                    if follow.head is not self._head:
+                        self._head = follow.head
+                        renderer.set_head(follow.head)
+                    index = entry.first
+                    for item in entry.items:
+                        frame = framing.chunk(index, item, renderer)
+                        out.append(frame)
+                        size += len(frame)
+                        index += 1
+                        if size > SEND_SIZE:
+                            await _piece(send, b"".join(out))
+                            out.clear()
+                            size = 0
+                if entry.end is not None:
+                    out.append(framing.end(entry.next, entry.end))
+            if out:
+                self._sent = loop.time()
+                await _piece(send, b"".join(out))
+            if follow.end is not None:
+                return
+            entries = await follow.next()
+
+    async def _take_first(self) -> list[Entry]:
+        if self._first is None:
+            return await self._follow.next()
+        first, self._first = self._first, None
+        try:
+            return await first
+        except asyncio.CancelledError:
+            first.cancel()
+            raise
+
+
+async def _piece(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+class _Keeper:
+    """Sends a comment whenever nothing else was sent for a while."""
+
+    def __init__(self, stream: EventStream, send: Send, period: float) -> None:
+        self._stream = stream
+        self._send = send
+        self._period = period
+        self._loop = asyncio.get_running_loop()
+        stream._sent = self._loop.time()  # pyright: ignore[reportPrivateUsage]
+        self._timer = self._loop.call_later(period, self._look)
+        self._sending: asyncio.Task[Any] | None = None
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        idle = self._loop.time() - self._stream._sent  # pyright: ignore[reportPrivateUsage]
+        if idle >= self._period - 0.01:
+            if self._sending is None or self._sending.done():
+                self._sending = self._loop.create_task(self._comment())
+            self._stream._sent = self._loop.time()  # pyright: ignore[reportPrivateUsage]
+            idle = 0.0
+        self._timer = self._loop.call_later(self._period - idle, self._look)
+
+    async def _comment(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            await _piece(self._send, COMMENT)

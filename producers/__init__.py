@@ -1,0 +1,1 @@
+"""Work in: resolving a request, accepting it, putting its Celery message."""

@@ -1,0 +1,283 @@
+"""Accepting one completion: resolve, make the id, reserve, accept, put the message. Only then is the caller answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from producers.catalog import Catalog
+from producers.publish import Publisher
+from schemas.errors import Conflict, NotFound, Unavailable, Unprocessable
+from schemas.fingerprint import fingerprint
+from schemas.ids import new_completion_id
+from schemas.keys import scoped_digest
+from schemas.providers import Resolved
+from schemas.records import VERSION, Accepted, Ended
+from schemas.request import ChatCompletionRequest
+from schemas.states import Queue, State
+from stores.chunklog import ChunkLog
+from stores.redis import Redis
+from stores.scripts import Scripts
+
+#: How long an Idempotency-Key is remembered, in seconds.
+IDEMPOTENCY_TTL = 24 * 3600
+#: How long after its end a generation can be found by its fingerprint, in milliseconds.
+FINGERPRINT_WINDOW_MS = 3600 * 1000
+#: How long the index of a fingerprint stays after its newest generation was accepted, in milliseconds.
+FINGERPRINT_TTL_MS = 4 * FINGERPRINT_WINDOW_MS
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks: tenant and key, and the end user of X-On-Behalf-Of."""
+
+    tenant: str
+    key_id: str
+    end_user: str | None = None
+
+
+class Work(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker needs of a request; kept in Redis until the generation ends."""
+
+    params: dict[str, Any]
+    targets: list[tuple[str, str]]
+    end_user: str | None = None
+    choices: int = 1
+    v: int = VERSION
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """An accepted completion. ``fresh`` is False where an Idempotency-Key led to one that was there already."""
+
+    id: str
+    created_ms: int
+    resolved: Resolved
+    fresh: bool = True
+
+
+class Reservation(msgspec.Struct):
+    """What an Idempotency-Key stands for."""
+
+    id: str
+    fingerprint: str
+    end_user: str | None = None
+    confirmed: bool = False
+
+
+_work_encoder = msgspec.json.Encoder()
+_work_decoder = msgspec.json.Decoder(Work)
+_reservation_decoder = msgspec.json.Decoder(Reservation)
+
+
+def decode_work(data: bytes) -> Work:
+    return _work_decoder.decode(data)
+
+
+class Submitter:
+    """Takes completions in. One for a process."""
+
+    def __init__(self, redis: Redis, catalog: Catalog, publisher: Publisher) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+        self._log = ChunkLog(redis)
+        self.catalog = catalog
+        self._publisher = publisher
+
+    async def submit(
+        self,
+        request: ChatCompletionRequest,
+        caller: Caller,
+        *,
+        queue: Queue = Queue.INTERACTIVE,
+        sample: int | None = None,
+        idempotency_key: str | None = None,
+        prepare: Callable[[str], Awaitable[None]] | None = None,
+    ) -> Submission:
+        """``prepare`` is given the id and awaited before any worker can hear of it: a place to subscribe.
+
+        Raises ModelNotFound, Unprocessable for a reused Idempotency-Key, and Unavailable."""
+        resolved = await self.catalog.resolve(request.model)
+        params = request.params()
+        digest = self._fingerprint(caller, resolved, params, sample)
+        completion_id = new_completion_id()
+        reservation: Reservation | None = None
+        if idempotency_key is not None:
+            reservation = await self._reserve(caller, idempotency_key, completion_id, digest)
+            if reservation.confirmed:
+                return Submission(reservation.id, 0, resolved, fresh=False)
+            completion_id = reservation.id
+        record = Accepted(
+            id=completion_id,
+            generation=completion_id,
+            tenant=caller.tenant,
+            key_id=caller.key_id,
+            end_user=caller.end_user,
+            model=request.model,
+            provider=resolved.provider,
+            resolved_model=resolved.model,
+            queue=queue.value,
+            fingerprint=digest,
+            store=request.store is not False,
+            metadata=params.get("metadata"),
+        )
+        work = Work(
+            params=params,
+            targets=[(t.provider, t.model) for t in resolved.targets],
+            end_user=caller.end_user,
+            choices=request.n_choices,
+        )
+        beside = [self._index(caller, digest, completion_id)] if queue is Queue.INTERACTIVE else []
+        if prepare is not None:
+            beside.append(prepare(completion_id))
+        accepted, *_ = await asyncio.gather(self._scripts.accept(record, encode_work(work)), *beside)
+        if accepted.fresh:
+            try:
+                await self._put(record, accepted.seq)
+            except Unavailable:
+                if idempotency_key is not None:
+                    await self._release(caller, idempotency_key)
+                raise
+        if idempotency_key is not None and reservation is not None:
+            await self._confirm(caller, idempotency_key, reservation)
+        return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
+
+    async def _put(self, record: Accepted, seq: int) -> None:
+        try:
+            await self._publisher.publish(record.id, record.queue, seq)
+        except Unavailable:
+            # Nothing of it has started: taken back, so that the caller may safely ask again.
+            await self._scripts.cancel(never_ran(record), record.queue)
+            raise
+        await self._scripts.published(record.id)
+
+    async def cancel(self, record: Accepted) -> str:
+        """Cancel a completion's generation: 'cancelled', 'cancelling', 'ended' or 'gone'."""
+        return await self._scripts.cancel(never_ran(record), record.queue)
+
+    # Resuming
+
+    async def by_idempotency_key(self, caller: Caller, key: str) -> str:
+        """The completion that an Idempotency-Key stands for. Raises NotFound."""
+        name = self._idempotency_name(caller, key)
+        keys = self._redis.keys(name)
+        data = await self._redis.command(keys.partition, "GET", keys.idempotency(name))
+        reservation = _reservation_decoder.decode(data) if data else None
+        if reservation is None or reservation.end_user != caller.end_user:
+            raise NotFound("No completion with this Idempotency-Key in the last 24 hours: nothing to resume.")
+        return reservation.id
+
+    async def by_fingerprint(
+        self, request: ChatCompletionRequest, caller: Caller, sample: int | None
+    ) -> str:
+        """The one generation of an equal request that runs, or ended within the last hour.
+
+        Raises NotFound where there is none, Conflict where there are several.
+        """
+        resolved = await self.catalog.resolve(request.model)
+        digest = self._fingerprint(caller, resolved, request.params(), sample)
+        name = scoped_digest(caller.tenant, caller.end_user, digest)
+        keys = self._redis.keys(name)
+        members: list[bytes] = await self._redis.command(
+            keys.partition, "ZRANGE", keys.fingerprint(name), 0, -1
+        )
+        now_s, _ = await self._redis.command(keys.partition, "TIME")
+        oldest = int(now_s) * 1000 - FINGERPRINT_WINDOW_MS
+        states = await asyncio.gather(*(self._log.state(m.decode()) for m in members))
+        alive = [s for s in states if s is not None and (s.ended_ms is None or s.ended_ms >= oldest)]
+        if not alive:
+            raise NotFound(
+                "Nothing to resume: no equal request runs or ended within the last hour. Send x-completion-id to "
+                "name a completion, or leave x-last-chunk-index out to start a new one."
+            )
+        if len(alive) > 1:
+            raise Conflict(
+                f"{len(alive)} equal requests match: send x-completion-id to say which one to resume.",
+                param="x-completion-id",
+                code="ambiguous_resume",
+            )
+        return alive[0].info.id
+
+    # Inside
+
+    @staticmethod
+    def _fingerprint(caller: Caller, resolved: Resolved, params: dict[str, Any], sample: int | None) -> str:
+        return fingerprint(
+            tenant=caller.tenant, provider=resolved.provider, model=resolved.model, params=params, sample=sample
+        )
+
+    async def _index(self, caller: Caller, digest: str, completion_id: str) -> None:
+        """Make the generation findable by its fingerprint. Written before it is accepted; whoever reads it looks."""
+        name = scoped_digest(caller.tenant, caller.end_user, digest)
+        keys = self._redis.keys(name)
+        index = keys.fingerprint(name)
+        made_ms = int(completion_id.removeprefix("chatcmpl-")[:12], 16)
+        await asyncio.gather(
+            self._redis.command(keys.partition, "ZADD", index, made_ms, completion_id),
+            self._redis.command(keys.partition, "PEXPIRE", index, FINGERPRINT_TTL_MS),
+            self._redis.command(
+                keys.partition, "ZREMRANGEBYSCORE", index, "-inf", made_ms - FINGERPRINT_TTL_MS
+            ),
+        )
+
+    @staticmethod
+    def _idempotency_name(caller: Caller, key: str) -> str:
+        return scoped_digest(caller.tenant, key)
+
+    async def _reserve(self, caller: Caller, key: str, completion_id: str, digest: str) -> Reservation:
+        name = self._idempotency_name(caller, key)
+        keys = self._redis.keys(name)
+        mine = Reservation(completion_id, digest, caller.end_user)
+        data = await self._redis.command(
+            keys.partition,
+            "SET",
+            keys.idempotency(name),
+            msgspec.json.encode(mine),
+            "NX",
+            "GET",
+            "EX",
+            IDEMPOTENCY_TTL,
+        )
+        if data is None:
+            return mine
+        held = _reservation_decoder.decode(data)
+        if held.fingerprint != digest or held.end_user != caller.end_user:
+            raise Unprocessable(
+                "This Idempotency-Key was used with another request. Send a new key, or the same request.",
+                param="Idempotency-Key",
+            )
+        return held
+
+    async def _release(self, caller: Caller, key: str) -> None:
+        name = self._idempotency_name(caller, key)
+        keys = self._redis.keys(name)
+        await self._redis.command(keys.partition, "DEL", keys.idempotency(name))
+
+    async def _confirm(self, caller: Caller, key: str, reservation: Reservation) -> None:
+        """From here on the key's completion is in Redis or in the books, and is never made again."""
+        name = self._idempotency_name(caller, key)
+        keys = self._redis.keys(name)
+        reservation.confirmed = True
+        await self._redis.command(
+            keys.partition, "SET", keys.idempotency(name), msgspec.json.encode(reservation), "XX", "KEEPTTL"
+        )
+
+
+def encode_work(work: Work) -> bytes:
+    try:
+        return _work_encoder.encode(work)
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError):
+        return json.dumps(msgspec.to_builtins(work), separators=(",", ":")).encode()
+
+
+def never_ran(record: Accepted) -> Ended:
+    """The end of a completion that is cancelled before any worker had it."""
+    return Ended(
+        generation=record.generation,
+        state=State.CANCELLED.value,
+        provider=record.provider,
+        model=record.resolved_model,
+        failure=None,
+    )

@@ -1,0 +1,24 @@
+"""Ids of completions, and the partition that an id belongs to."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+import uuid_utils
+
+_COMPLETION_ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
+
+
+def new_completion_id() -> str:
+    """``chatcmpl-`` and the hex digits of a UUIDv7, so that ids sort by the time they were made."""
+    return f"chatcmpl-{uuid_utils.uuid7().hex}"
+
+
+def is_completion_id(text: str) -> bool:
+    return _COMPLETION_ID.fullmatch(text) is not None
+
+
+def partition_of(id: str, partitions: int) -> int:
+    """CRC32(id) mod ``partitions``: the number in the hash tag ``{p<n>}`` of the keys of this id."""
+    return zlib.crc32(id.encode()) % partitions

@@ -1,0 +1,80 @@
+"""Names of the Redis keys and channels. ``docs/architecture.md`` says what each holds and who removes it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+#: How many partitions there are. Lives in partition 0 whatever their number.
+PARTITIONS_KEY = "tailrace:{p0}:partitions"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one partition; they share a hash tag, so they share a slot."""
+
+    partition: int
+
+    @property
+    def prefix(self) -> str:
+        return f"tailrace:{{p{self.partition}}}:"
+
+    def gen(self, generation: str) -> str:
+        return f"{self.prefix}gen:{generation}"
+
+    def req(self, generation: str) -> str:
+        return f"{self.prefix}req:{generation}"
+
+    def log(self, generation: str) -> str:
+        return f"{self.prefix}log:{generation}"
+
+    def ptr(self, completion: str) -> str:
+        return f"{self.prefix}ptr:{completion}"
+
+    def channel(self, generation: str) -> str:
+        """Carries every entry of the generation's chunk log."""
+        return f"{self.prefix}ch:{generation}"
+
+    @property
+    def control(self) -> str:
+        """The channel that tells workers of cancels."""
+        return f"{self.prefix}ctl"
+
+    @property
+    def outbox(self) -> str:
+        return f"{self.prefix}outbox"
+
+    @property
+    def lease(self) -> str:
+        return f"{self.prefix}lease"
+
+    @property
+    def ledger(self) -> str:
+        return f"{self.prefix}ledger"
+
+    def queued(self, queue: str) -> str:
+        return f"{self.prefix}queued:{queue}"
+
+    def seq(self, queue: str) -> str:
+        return f"{self.prefix}seq:{queue}"
+
+    def mark(self, queue: str) -> str:
+        return f"{self.prefix}mark:{queue}"
+
+    def lock(self, role: str) -> str:
+        return f"{self.prefix}lock:{role}"
+
+    def idempotency(self, digest: str) -> str:
+        return f"{self.prefix}idem:{digest}"
+
+    def fingerprint(self, digest: str) -> str:
+        return f"{self.prefix}fp:{digest}"
+
+
+def scoped_digest(*parts: str | None) -> str:
+    """A key name for a tuple of strings: no two different tuples share one, and nothing of them can be read in it."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = b"\xff" if part is None else part.encode("utf-8", "surrogatepass")
+        h.update(len(data).to_bytes(8, "big") + data)
+    return h.hexdigest()

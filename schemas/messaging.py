@@ -1,0 +1,73 @@
+"""What producers and workers agree on about Celery: task names, queues, the message, the broker's settings.
+
+A message carries ids only: the work itself is in Redis, and a message is a wake-up for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from schemas.records import VERSION
+from schemas.settings import Settings
+from schemas.states import Queue
+
+#: One generation's attempt.
+GENERATE = "tailrace.generate"
+#: Periodic house-keeping, sent by Celery beat.
+HOUSEKEEPING = "tailrace.housekeeping"
+
+#: Seconds after which a broker socket that says nothing is given up; kombu's own default waits for ever.
+SOCKET_TIMEOUT = 15
+CONNECT_TIMEOUT = 4
+
+
+class WakeUp(TypedDict):
+    """The one argument of the generate task. ``seq`` numbers the message on its queue and partition."""
+
+    v: int
+    id: str
+    queue: str
+    seq: int
+
+
+def wake_up(generation: str, queue: str, seq: int) -> WakeUp:
+    return {"v": VERSION, "id": generation, "queue": queue, "seq": seq}
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Celery's settings, the same for whoever sends and whoever works."""
+    config: dict[str, Any] = {
+        "broker_url": settings.effective_broker_url,
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_store_errors_even_if_ignored": False,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_default_queue": Queue.INTERACTIVE.value,
+        "task_create_missing_queues": True,
+        "task_acks_late": False,
+        "task_send_sent_event": False,
+        "worker_send_task_events": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_pool_limit": 4,
+        "worker_hijack_root_logger": False,
+        "enable_utc": True,
+        "timezone": "UTC",
+    }
+    if settings.effective_broker_url.startswith(("redis", "rediss", "unix", "valkey")):
+        config |= {
+            "broker_transport_options": {
+                "global_keyprefix": "tailrace:{p0}:broker:",
+                "socket_timeout": SOCKET_TIMEOUT,
+                "socket_connect_timeout": CONNECT_TIMEOUT,
+                "socket_keepalive": True,
+                "health_check_interval": 10,
+                "retry_on_timeout": True,
+                "priority_steps": [0],
+                "queue_order_strategy": "round_robin",
+                "visibility_timeout": 3600 * 24,
+            },
+            "worker_disable_prefetch": True,
+        }
+    return config

@@ -1,0 +1,101 @@
+"""What crosses from Redis to SQL: the ledger's records, and a chunk log at rest.
+
+A record is one entry of a partition's ledger stream, its field ``r`` the JSON of one of these, tagged by ``t``.
+Times are Redis server times in integer milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.errors import Failure
+
+#: The version of records, messages and state hashes. A process that meets a higher one leaves it alone.
+VERSION = 1
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of one attempt. ``estimated`` where the provider sent none."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="accepted"):
+    """A completion was accepted and points to ``generation``. The accept script puts in ``created_ms``."""
+
+    id: str
+    generation: str
+    tenant: str
+    key_id: str
+    model: str  # as asked
+    provider: str
+    resolved_model: str
+    queue: str
+    created_ms: int = 0
+    fingerprint: str
+    end_user: str | None = None  # X-On-Behalf-Of
+    store: bool = True
+    metadata: dict[str, str] | None = None
+    cache: str = "bypass"
+    deadline_ms: int | None = None
+    v: int = VERSION
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="ended"):
+    """A generation ended. ``next`` is the index after its last chunk, ``base`` the first one of the final attempt.
+
+    The script that ends it puts in ``attempt``, ``base``, ``next`` and the times.
+    """
+
+    generation: str
+    state: str
+    attempt: int = 0
+    base: int = 0
+    next: int = 0
+    ended_ms: int = 0
+    provider: str
+    model: str
+    created_ms: int = 0
+    leased_ms: int | None = None  # first claim
+    first_chunk_ms: int | None = None
+    usage: Usage = Usage()
+    failure: Failure | None = None
+    finish_reasons: list[str] = []
+    v: int = VERSION
+
+
+Record = Accepted | Ended
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    return _encoder.encode(record)
+
+
+def open_record(record: Record) -> bytes:
+    """The record as a JSON object that is left open, for a script to put in its fields and close it."""
+    return _encoder.encode(record)[:-1]
+
+
+def decode_record(data: bytes | str) -> Record:
+    """Raises msgspec.DecodeError (or its child ValidationError) for what is not a record."""
+    return _decoder.decode(data)
+
+
+class StoredLog(msgspec.Struct, frozen=True):
+    """A finished chunk log, as SQL keeps it: the items of the chunks ``base`` and up, one a line (see schemas/codec.py)."""
+
+    head: bytes
+    items: bytes
+    base: int
+    next: int

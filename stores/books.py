@@ -1,0 +1,470 @@
+"""The books: completions, generations, results and usage in SQL.
+
+All of it blocks; async callers run it in a thread. A batch of records is entered by a fixed number of statements.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    RowMapping,
+    and_,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from schemas.errors import Failure, InvalidRequest
+from schemas.records import Accepted, Ended, StoredLog, Usage
+from schemas.states import State
+from schemas.tables import attempts, completions, generations, results, usage
+from stores.sql import LOCK_BOOKS, among, insert_new, is_sqlite, lock, reading, writing
+
+#: zlib's level for chunk logs: a third of level 6's time for some tenths more bytes.
+COMPRESSION = 1
+#: Results that one transaction of the sweep drops.
+SWEEP = 500
+
+_c, _g, _a, _r, _u = completions.c, generations.c, attempts.c, results.c, usage.c
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class GenerationRow(msgspec.Struct, frozen=True):
+    """A generation that has ended. ``next`` is the index after its last chunk, ``base`` its final attempt's first."""
+
+    id: str
+    provider: str
+    model: str
+    state: State
+    attempt: int
+    base: int
+    next: int
+    failure: Failure | None
+    finish_reasons: list[str]
+    created_ms: int
+    leased_ms: int | None
+    first_chunk_ms: int | None
+    ended_ms: int
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """What a settled completion used. ``cost_nano`` None: nobody knows."""
+
+    tokens: Usage
+    cost_nano: int | None
+    attempts: int
+    queue_ms: int | None
+    first_chunk_ms: int | None
+    duration_ms: int
+
+
+class CompletionRow(msgspec.Struct, frozen=True):
+    """A completion, with its generation and its usage record once it is settled."""
+
+    id: str
+    generation_id: str
+    tenant: str
+    key_id: str
+    end_user: str | None
+    model: str  # as asked
+    provider: str
+    resolved_model: str
+    queue: str
+    fingerprint: str
+    status: State
+    store: bool
+    metadata: dict[str, str] | None
+    cache: str
+    created_ms: int
+    deadline_ms: int | None
+    ended_ms: int | None
+    tail: int | None
+    generation: GenerationRow | None
+    usage: UsageRow | None
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What ``Books.apply`` found settled: a later call with the same records finds the same.
+
+    ``settled`` maps completions to their generations: those whose acceptance was among the records, and those that
+    point to a generation whose end was. ``missing`` are generations of theirs whose text should be in ``results`` and
+    is not; hand their logs to another ``apply``, where Redis still has them.
+    """
+
+    settled: dict[str, str]
+    missing: set[str]
+
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for what PostgreSQL's text or UTF-8 can't hold: U+0000 and lone surrogates."""
+    return text if text.isascii() and "\x00" not in text else _UNSTORABLE.sub("\ufffd", text)
+
+
+def storable_pairs(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+    return None if metadata is None else {storable(name): storable(value) for name, value in metadata.items()}
+
+
+_key = itemgetter(0)
+
+
+def _epoch_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Books:
+    """``clock`` gives the time of deletions, in milliseconds since the epoch."""
+
+    def __init__(self, engine: Engine, *, clock: Callable[[], int] = _epoch_ms) -> None:
+        self.engine = engine
+        self._clock = clock
+
+    def ping(self) -> None:
+        """Raises SQLAlchemy's errors where the database doesn't answer."""
+        with reading(self.engine) as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    # Writing
+
+    def apply(self, records: Sequence[Accepted | Ended], logs: Mapping[str, StoredLog]) -> Applied:
+        """Enter ledger records in one transaction, and settle every completion whose generation has ended.
+
+        The order and grouping of records doesn't matter, nor does repetition. ``logs`` maps generation ids to their
+        chunk logs; of those, what a stored completion points to is kept. Raises SQLAlchemy's errors, and then
+        nothing of the call is in the books.
+        """
+        accepted: dict[str, Accepted] = {}
+        ended: dict[str, Ended] = {}
+        tried: dict[tuple[str, int], Ended] = {}
+        for record in records:
+            if isinstance(record, Accepted):
+                accepted.setdefault(record.id, record)
+            else:
+                ended.setdefault(record.generation, record)
+                tried.setdefault((record.generation, record.attempt), record)
+        others = sorted(r.id for r in accepted.values() if r.generation not in ended)
+        # Sorted, so that two calls that meet the same rows can't each wait for the other.
+        completion_rows = [_completion_row(r) for _, r in sorted(accepted.items(), key=_key)]
+        generation_rows = [_generation_row(r) for _, r in sorted(ended.items(), key=_key)]
+        attempt_rows = [_attempt_row(r) for (_, number), r in sorted(tried.items(), key=_key) if number > 0]
+        log_rows = [_log_row(id, log) for id, log in sorted(logs.items(), key=_key)]
+        with writing(self.engine) as connection:
+            # A completion that points to a generation of another partition, and that generation's end, may be
+            # entered at once; neither transaction would see the other's rows, and the completion stay unsettled.
+            lock(connection, LOCK_BOOKS, shared=all(r.id == r.generation for r in accepted.values()))
+            insert_new(connection, completions, completion_rows)
+            insert_new(connection, generations, generation_rows)
+            insert_new(connection, attempts, attempt_rows)
+            settled = [*connection.scalars(_SETTLE_GENERATIONS, {"ids": sorted(ended)})] if ended else []
+            settled += connection.scalars(_SETTLE_IDS, {"ids": others}) if others else []
+            if settled:
+                connection.execute(_CHARGE, {"ids": settled})
+            ends = sorted(ended.keys() | logs.keys())
+            found = [*connection.execute(_SETTLED_GENERATIONS, {"ids": ends})] if ends else []
+            found += connection.execute(_SETTLED_IDS, {"ids": others}) if others else []
+            lacking: set[str] = {row.generation_id for row in found if row.lacks}
+            insert_new(connection, results, [row for row in log_rows if row["generation_id"] in lacking])
+        return Applied({row.id: row.generation_id for row in found}, lacking - logs.keys())
+
+    def set_metadata(
+        self, id: str, metadata: Mapping[str, str] | None, *, accepted: Accepted | None = None
+    ) -> bool:
+        """False where there is no such completion. ``accepted`` is its record where that may not be here yet."""
+        change = update(completions).where(_c.id == id, _c.deleted_ms.is_(None))
+        with writing(self.engine) as connection:
+            insert_new(connection, completions, [] if accepted is None else [_completion_row(accepted)])
+            return connection.execute(change.values(metadata=storable_pairs(metadata))).rowcount > 0
+
+    def delete(self, id: str, *, accepted: Accepted | None = None) -> bool:
+        """Forget a completion and what it said, unless another one points to the same text. Its usage stays.
+
+        False where there is no such completion. ``accepted`` is its record where that may not be here yet.
+        """
+        mark = update(completions).where(_c.id == id, _c.deleted_ms.is_(None)).returning(_c.generation_id)
+        with writing(self.engine) as connection:
+            lock(connection, LOCK_BOOKS)
+            insert_new(connection, completions, [] if accepted is None else [_completion_row(accepted)])
+            generation = connection.scalar(mark.values(deleted_ms=self._clock(), metadata=None))
+            if generation is None:
+                return False
+            connection.execute(delete(results).where(_r.generation_id == generation, _ORPHANED))
+            return True
+
+    def drop_orphaned_results(self) -> int:
+        """Drop every result that no stored completion points to, and say how many there were."""
+        dropped = 0
+        while True:
+            with writing(self.engine) as connection:
+                lock(connection, LOCK_BOOKS)
+                some = select(_r.generation_id).where(_ORPHANED).limit(SWEEP)
+                count = connection.execute(delete(results).where(_r.generation_id.in_(some))).rowcount
+            dropped += count
+            if count < SWEEP:
+                return dropped
+
+    # Reading
+
+    def completion(self, id: str) -> CompletionRow | None:
+        """None for an unknown one and for a deleted one."""
+        with reading(self.engine) as connection:
+            found = connection.execute(_ROWS.where(_c.id == id, _c.deleted_ms.is_(None)))
+            row = found.mappings().one_or_none()
+        return None if row is None else _read(row)
+
+    def completions(
+        self,
+        tenant: str,
+        *,
+        end_user: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        order: str = "asc",
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        statuses: Iterable[str] | None = None,
+    ) -> list[CompletionRow]:
+        """The tenant's stored completions by time of creation, ``order`` ``asc`` or ``desc``.
+
+        ``end_user`` None is everybody, ``after`` the id before the page's first, ``model`` the name as asked;
+        ``metadata`` lists pairs that must all be there. Raises InvalidRequest where ``after`` is not among the
+        tenant's (and the user's) completions.
+        """
+        mine = [_c.tenant == tenant]
+        if end_user is not None:
+            mine.append(_c.end_user == storable(end_user))
+        statement = _ROWS.where(*mine, _c.store.is_(True), _c.deleted_ms.is_(None))
+        if model is not None:
+            statement = statement.where(_c.model == storable(model))
+        if statuses is not None:
+            statement = statement.where(_c.status.in_(list(statuses)))
+        if metadata:
+            statement = statement.where(*_metadata_has(self.engine, metadata))
+        place = tuple_(_c.created_ms, _c.id)
+        descending = order == "desc"
+        with reading(self.engine) as connection:
+            if after is not None:
+                cursor = connection.execute(
+                    select(_c.created_ms, _c.id).where(*mine, _c.id == after)
+                ).one_or_none()
+                if cursor is None:
+                    raise InvalidRequest(f"There is no completion {after!r} to list after.", param="after")
+                there = tuple_(literal(cursor[0]), literal(cursor[1]))
+                statement = statement.where(place < there if descending else place > there)
+            by = (_c.created_ms.desc(), _c.id.desc()) if descending else (_c.created_ms, _c.id)
+            rows = connection.execute(statement.order_by(*by).limit(limit)).mappings().all()
+        return [_read(row) for row in rows]
+
+    def stored_log(self, generation_id: str) -> StoredLog | None:
+        columns = (_r.head, _r["items"], _r.compressed, _r.base, _r.next)
+        with reading(self.engine) as connection:
+            row = connection.execute(select(*columns).where(_r.generation_id == generation_id)).one_or_none()
+        if row is None:
+            return None
+        head, items, compressed, base, next = row
+        return StoredLog(bytes(head), zlib.decompress(items) if compressed else bytes(items), base, next)
+
+
+# Records as rows
+
+
+def _completion_row(record: Accepted) -> dict[str, Any]:
+    paid = record.id == record.generation
+    return {
+        "id": record.id,
+        "generation_id": record.generation,
+        "tenant": record.tenant,
+        "key_id": record.key_id,
+        "end_user": None if record.end_user is None else storable(record.end_user),
+        "model": storable(record.model),
+        "provider": record.provider,
+        "resolved_model": storable(record.resolved_model),
+        "queue": record.queue,
+        "fingerprint": record.fingerprint,
+        "status": State.QUEUED.value,
+        "store": record.store,
+        "metadata": storable_pairs(record.metadata),
+        "cache": record.cache if paid or record.cache == "hit" else "join",
+        "created_ms": record.created_ms,
+        "deadline_ms": record.deadline_ms,
+    }
+
+
+def _generation_row(record: Ended) -> dict[str, Any]:
+    failure = record.failure
+    return {
+        "id": record.generation,
+        "provider": record.provider,
+        "model": storable(record.model),
+        "state": record.state,
+        "attempt": record.attempt,
+        "base": record.base,
+        "next": record.next,
+        "failure": None if failure is None else _storable_failure(failure),
+        "finish_reasons": [storable(reason) for reason in record.finish_reasons],
+        "created_ms": record.created_ms,
+        "leased_ms": record.leased_ms,
+        "first_chunk_ms": record.first_chunk_ms,
+        "ended_ms": record.ended_ms,
+    }
+
+
+def _storable_failure(failure: Failure) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(failure)
+    return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _attempt_row(record: Ended) -> dict[str, Any]:
+    tokens = record.usage
+    return {
+        "generation_id": record.generation,
+        "number": record.attempt,
+        "provider": record.provider,
+        "model": storable(record.model),
+        "state": record.state,
+        "prompt_tokens": tokens.prompt_tokens,
+        "completion_tokens": tokens.completion_tokens,
+        "reasoning_tokens": tokens.reasoning_tokens,
+        "cached_tokens": tokens.cached_tokens,
+        "estimated": tokens.estimated,
+        # The record knows when the first attempt began, and of a later one only that it ended.
+        "started_ms": record.leased_ms if record.attempt == 1 else None,
+        "ended_ms": record.ended_ms,
+    }
+
+
+def _log_row(generation_id: str, log: StoredLog) -> dict[str, Any]:
+    small = zlib.compress(log.items, COMPRESSION)
+    compressed = len(small) < len(log.items)
+    return {
+        "generation_id": generation_id,
+        "head": log.head,
+        "items": small if compressed else log.items,
+        "compressed": compressed,
+        "base": log.base,
+        "next": log.next,
+    }
+
+
+# Rows as values
+
+
+def _read(fields: RowMapping) -> CompletionRow:
+    generation = used = None
+    if fields["g_id"] is not None:
+        names = GenerationRow.__struct_fields__
+        generation = msgspec.convert({name: fields[f"g_{name}"] for name in names}, GenerationRow)
+    if fields["u_completion_id"] is not None:
+        tokens = Usage(**{name: fields[f"u_{name}"] for name in Usage.__struct_fields__})
+        rest = {name: fields[f"u_{name}"] for name in UsageRow.__struct_fields__ if name != "tokens"}
+        used = UsageRow(tokens=tokens, **rest)
+    own: dict[str, Any] = {name: fields[name] for name in CompletionRow.__struct_fields__ if name in _c}
+    own["status"] = State(own["status"])
+    return CompletionRow(**own, generation=generation, usage=used)
+
+
+# Statements
+
+_ROWS = (
+    select(completions, *(c.label(f"g_{c.name}") for c in _g), *(c.label(f"u_{c.name}") for c in _u))
+    .outerjoin(generations, _g.id == _c.generation_id)
+    .outerjoin(usage, _u.completion_id == _c.id)
+)
+
+#: Completions whose text is kept.
+_KEEPS = and_(_c.store.is_(true()), _c.deleted_ms.is_(None))
+_ORPHANED = ~exists().where(_c.generation_id == _r.generation_id, _KEEPS)
+
+
+def _later(a: ColumnElement[int], b: ColumnElement[int]) -> ColumnElement[int]:
+    return case((a > b, a), else_=b)
+
+
+def _since_created(moment: ColumnElement[Any]) -> ColumnElement[Any]:
+    """None where the moment never came, 0 for a completion that joined after it."""
+    return case((moment > _c.created_ms, moment - _c.created_ms), (moment.is_not(None), 0), else_=null())
+
+
+_SETTLE = (
+    update(completions)
+    .where(_c.status == State.QUEUED.value, _g.id == _c.generation_id)
+    .values(status=_g.state, ended_ms=_later(_g.ended_ms, _c.created_ms))
+    .returning(_c.id)
+)
+_SETTLE_IDS = _SETTLE.where(among(_c.id))
+_SETTLE_GENERATIONS = _SETTLE.where(among(_c.generation_id))
+
+#: The usage records of completions that ``_SETTLE`` returned. Tokens are those of the answer; only the completion that
+#: created the generation pays for them, and nobody for what was never sent.
+_CHARGED: dict[str, ColumnElement[Any]] = {
+    "completion_id": _c.id,
+    "tenant": _c.tenant,
+    "key_id": _c.key_id,
+    "end_user": _c.end_user,
+    "model": _c.model,
+    "provider": _g.provider,
+    "resolved_model": _g.model,
+    "prompt_tokens": func.coalesce(_a.prompt_tokens, 0),
+    "completion_tokens": func.coalesce(_a.completion_tokens, 0),
+    "reasoning_tokens": func.coalesce(_a.reasoning_tokens, 0),
+    "cached_tokens": func.coalesce(_a.cached_tokens, 0),
+    "estimated": func.coalesce(_a.estimated, false()),
+    "cost_nano": case((or_(_c.id != _c.generation_id, _g.attempt == 0), 0), else_=_a.cost_nano),
+    "cache": _c.cache,
+    "status": _c.status,
+    "attempts": _g.attempt,
+    "queue_ms": _since_created(_g.leased_ms),
+    "first_chunk_ms": _since_created(_g.first_chunk_ms),
+    "duration_ms": _since_created(_g.ended_ms),
+    "created_ms": _c.created_ms,
+}
+_CHARGE = insert(usage).from_select(
+    list(_CHARGED),
+    select(*_CHARGED.values())
+    .join_from(completions, generations, _g.id == _c.generation_id)
+    .outerjoin(attempts, and_(_a.generation_id == _g.id, _a.number == _g.attempt))
+    .where(among(_c.id)),
+)
+
+_SETTLED = (
+    select(
+        _c.id,
+        _c.generation_id,
+        and_(_KEEPS, _g.next > _g.base, ~exists().where(_r.generation_id == _g.id)).label("lacks"),
+    )
+    .join_from(completions, generations, _g.id == _c.generation_id)
+    .where(_c.status != State.QUEUED.value)
+)
+_SETTLED_IDS = _SETTLED.where(among(_c.id))
+_SETTLED_GENERATIONS = _SETTLED.where(among(_c.generation_id))
+
+
+def _metadata_has(engine: Engine, pairs: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    pairs = storable_pairs(pairs) or {}
+    if not is_sqlite(engine):
+        return [type_coerce(_c.metadata, JSONB).contains(pairs)]
+    # json_each and not a path: a path can't quote every key.
+    each = func.json_each(_c.metadata).table_valued("key", "value")
+    return [
+        select(1).select_from(each).where(each.c.key == key, each.c.value == value).exists()
+        for key, value in pairs.items()
+    ]

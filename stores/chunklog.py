@@ -1,0 +1,194 @@
+"""Reading a chunk log from Redis: the state of its generation and ranges of its entries.
+
+Entry IDs are `<index of the last chunk + 1>-0` for chunks and `<next>-1` and up for markers and the end, so "everything
+after index N" is the range that starts after `<N + 1>-0`: a seek, whatever the length of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from schemas.codec import split_items
+from schemas.keys import Keys
+from schemas.records import Accepted, StoredLog, decode_record
+from schemas.states import ENDED, State
+from stores.redis import PATIENCE, Redis
+from stores.scripts import EndEntry
+
+#: Entries that one XRANGE asks for.
+PAGE = 512
+
+_FIELDS = ("state", "attempt", "next", "base", "created_ms", "head", "info", "end", "cancel", "ended_ms", "leased_ms",
+           "metadata")  # fmt: skip
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """A generation as its hash shows it."""
+
+    generation: str
+    state: State
+    attempt: int
+    next: int
+    base: int
+    created_ms: int
+    head: bytes
+    info: Accepted
+    end: EndEntry | None
+    cancelling: bool
+    ended_ms: int | None
+    leased_ms: int | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One entry: consecutive ``items`` of which the first has the index ``first``, or the log's ``end``.
+
+    ``head`` comes with an attempt's first chunks on the channel, and never from a range.
+    """
+
+    first: int
+    items: list[bytes] = []
+    end: EndEntry | None = None
+    head: bytes | None = None
+
+    @property
+    def next(self) -> int:
+        return self.first + len(self.items)
+
+
+_end_decoder = msgspec.json.Decoder(EndEntry)
+_metadata_decoder: msgspec.json.Decoder[dict[str, str] | None] = msgspec.json.Decoder(dict[str, str] | None)
+
+
+def parse_entry(entry_id: bytes, fields: list[bytes]) -> Entry | None:
+    """An entry of a range; None for a marker that this version has no use for."""
+    index = int(entry_id[: entry_id.index(b"-")])
+    if fields[0] == b"c":
+        items = split_items(fields[1])
+        return Entry(index - len(items), items)
+    if fields[0] == b"e":
+        return Entry(index, end=_end_decoder.decode(fields[1]))
+    return None
+
+
+def parse_message(payload: bytes) -> Entry | None:
+    """An entry as the channel carries it: ``<id> <kind>`` on a line of its own, then the entry."""
+    title, _, body = payload.partition(b"\n")
+    entry_id, _, kind = title.partition(b" ")
+    index = int(entry_id[: entry_id.index(b"-")])
+    if kind == b"c":
+        items = split_items(body)
+        return Entry(index - len(items), items)
+    if kind == b"h":
+        head, _, body = body.partition(b"\n")
+        items = split_items(body)
+        return Entry(index - len(items), items, head=head)
+    if kind == b"e":
+        return Entry(index, end=_end_decoder.decode(body))
+    return None
+
+
+class ChunkLog:
+    """The chunk logs of one key space."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    async def state(self, generation: str, *, patience: float = PATIENCE) -> LogState | None:
+        """None where Redis has no such generation (any more). Raises Unavailable."""
+        keys = self.redis.keys(generation)
+        values = await self.redis.command(
+            keys.partition, "HMGET", keys.gen(generation), *_FIELDS, patience=patience
+        )
+        return self._state(generation, values)
+
+    async def read(
+        self, generation: str, after: int, *, count: int = PAGE, patience: float = PATIENCE
+    ) -> tuple[LogState | None, list[Entry], bool]:
+        """The state, up to ``count`` entries with chunks after index ``after`` (and the end), and whether there is more.
+
+        The first entry may begin before ``after + 1``: entries hold several chunks.
+        """
+        keys = self.redis.keys(generation)
+        state_future = self.redis.command(
+            keys.partition, "HMGET", keys.gen(generation), *_FIELDS, patience=patience
+        )
+        # The state is read first, so the entries are at least as new: an end in the state is in the entries too.
+        values = await state_future
+        state = self._state(generation, values)
+        if state is None:
+            return None, [], False
+        entries, more = await self._range(keys, generation, after, count, patience)
+        return state, entries, more
+
+    async def entries(self, generation: str, after: int, *, count: int = PAGE) -> tuple[list[Entry], bool]:
+        """As ``read``, without the state."""
+        return await self._range(self.redis.keys(generation), generation, after, count, PATIENCE)
+
+    async def _range(
+        self, keys: Keys, generation: str, after: int, count: int, patience: float
+    ) -> tuple[list[Entry], bool]:
+        rows: list[Any] = await self.redis.command(
+            keys.partition,
+            "XRANGE",
+            keys.log(generation),
+            f"({after + 1}-0",
+            "+",
+            "COUNT",
+            count,
+            patience=patience,
+        )
+        found = [parse_entry(row[0], row[1]) for row in rows]
+        return [entry for entry in found if entry is not None], len(rows) == count
+
+    async def pages(self, generation: str, after: int) -> AsyncIterator[list[Entry]]:
+        """All entries after ``after`` that are there now, page by page."""
+        more = True
+        while more:
+            entries, more = await self.entries(generation, after)
+            if entries:
+                after = max(after, entries[-1].next - 1)
+                yield entries
+
+    async def whole(self, generation: str, state: LogState) -> StoredLog:
+        """The finished log of the final attempt, for SQL to keep."""
+        parts: list[bytes] = []
+        async for entries in self.pages(generation, state.base - 1):
+            for entry in entries:
+                parts.extend(entry.items[max(0, state.base - entry.first) :])
+        return StoredLog(state.head, b"\n".join(parts), state.base, state.base + len(parts))
+
+    async def drop(self, generation: str) -> None:
+        """Remove an ended generation's state and log."""
+        keys = self.redis.keys(generation)
+        await self.redis.command(keys.partition, "DEL", keys.log(generation), keys.gen(generation))
+
+    @staticmethod
+    def _state(generation: str, values: list[bytes | None]) -> LogState | None:
+        state, attempt, next_index, base, created_ms, head, info, end, cancel, ended_ms, leased_ms, metadata = values
+        if state is None or info is None:
+            return None
+        record = decode_record(info)
+        assert isinstance(record, Accepted)
+        if metadata is not None:
+            record = msgspec.structs.replace(record, metadata=_metadata_decoder.decode(metadata))
+        return LogState(
+            generation=generation,
+            state=State(state.decode()),
+            attempt=int(attempt or 0),
+            next=int(next_index or 0),
+            base=int(base or 0),
+            created_ms=int(created_ms or 0),
+            head=head or b"{}",
+            info=record,
+            end=_end_decoder.decode(end) if end else None,
+            cancelling=cancel is not None,
+            ended_ms=int(ended_ms) if ended_ms else None,
+            leased_ms=int(leased_ms) if leased_ms else None,
+        )

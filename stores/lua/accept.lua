@@ -1,0 +1,22 @@
+#!lua
+-- Accept one completion and its generation: state and outbox in one step. The same id again changes nothing.
+-- KEYS gen req outbox ledger seq queued
+-- ARGV id queue request record
+-- Returns {1, created_ms, seq}, or {0, created_ms, seq} where the generation is there already.
+local gen, req, outbox, ledger, seq_key, queued = unpack(KEYS)
+local id, queue, request, record = unpack(ARGV)
+local known = redis.call('HMGET', gen, 'created_ms', 'seq')
+if known[1] then
+  return {0, tonumber(known[1]), tonumber(known[2])}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local seq = redis.call('INCR', seq_key)
+local info = record .. ',"created_ms":' .. string.format('%d', now) .. '}'
+redis.call('HSET', gen, 'v', 1, 'state', 'queued', 'queue', queue, 'seq', seq, 'attempt', 0, 'next', 0, 'base', 0,
+  'created_ms', now, 'info', info)
+redis.call('SET', req, request)
+redis.call('HSET', outbox, id, queue .. ' ' .. seq)
+redis.call('ZADD', queued, seq, id)
+redis.call('XADD', ledger, '*', 'r', info)
+return {1, now, seq}

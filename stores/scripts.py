@@ -1,0 +1,267 @@
+"""The scripts of a generation's life, with a typed face. ``docs/states.md`` says what each does to the state.
+
+Every script declares all its keys, which share a slot, and changes nothing when it runs a second time with the same
+arguments, so that a call whose answer was lost is simply made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Literal
+
+import hiredis
+import msgspec
+
+from schemas.errors import Unavailable
+from schemas.records import Accepted, Ended, open_record
+from schemas.states import State
+from stores.redis import PATIENCE, Redis, Script
+from stores.wire import Arg
+
+_ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("renew"), Script("append")
+_END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
+_ANNOTATE = Script("annotate")
+
+#: How long the holder of a lease tries to reach Redis before it gives its attempt up, in seconds.
+HOLDER_PATIENCE = 60.0
+
+
+class AcceptResult(msgspec.Struct, frozen=True):
+    """``fresh`` is False where the id had been accepted before. ``seq`` numbers the message on its queue."""
+
+    fresh: bool
+    created_ms: int
+    seq: int
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A lease on a generation: ``attempt`` is the fencing token, ``next`` the index of the next chunk to append."""
+
+    generation: str
+    attempt: int
+    next: int
+    base: int
+    created_ms: int
+    request: bytes
+    info: bytes
+
+
+class NotClaimed(msgspec.Struct, frozen=True):
+    """Nothing to do: ``reason`` is gone, ended, held or newer."""
+
+    reason: str
+
+
+class Append(IntEnum):
+    """What became of an append."""
+
+    OK = 0
+    CANCEL_ASKED = 1
+    STALE = -1
+    GAP = -2
+
+
+class EndResult(IntEnum):
+    """What became of an end."""
+
+    ENDED = 1
+    REPEATED = 0
+    STALE = -1
+    GAP = -2
+
+
+class Renewal(IntEnum):
+    OK = 0
+    CANCEL_ASKED = 1
+    LOST = -1
+
+
+class EndEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the last entry of a chunk log says. ``error`` is ``{code, message, type, param, status}``."""
+
+    state: str
+    error: dict[str, object] | None = None
+
+
+def end_entry(ended: Ended) -> bytes:
+    error = msgspec.to_builtins(ended.failure) if ended.failure is not None else None
+    return msgspec.json.encode(EndEntry(ended.state, error))
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Consecutive chunks to append: ``items`` one a line. ``head`` goes along with an attempt's first chunks."""
+
+    first: int
+    count: int
+    items: bytes
+    head: bytes = b""
+
+
+NOTHING = Batch(0, 0, b"")
+
+
+class Scripts:
+    """The scripts on one key space."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    async def accept(
+        self, record: Accepted, request: bytes, *, patience: float = PATIENCE
+    ) -> AcceptResult:
+        """Take a completion in, with a generation of the same id. Raises Unavailable, also when memory is full."""
+        keys = self.redis.keys(record.id)
+        try:
+            fresh, created_ms, seq = await self.redis.script(
+                keys.partition,
+                _ACCEPT,
+                [
+                    keys.gen(record.id),
+                    keys.req(record.id),
+                    keys.outbox,
+                    keys.ledger,
+                    keys.seq(record.queue),
+                    keys.queued(record.queue),
+                ],
+                [record.id, record.queue, request, open_record(record)],
+                patience=patience,
+            )
+        except hiredis.ReplyError as error:
+            if str(error).startswith("OOM"):
+                raise Unavailable("Redis has no memory left for new work. Try again later.", retry_after=30) from None
+            raise
+        return AcceptResult(bool(fresh), created_ms, seq)
+
+    async def published(self, generation: str) -> None:
+        """The message is out: clear the outbox entry."""
+        keys = self.redis.keys(generation)
+        await self.redis.command(keys.partition, "HDEL", keys.outbox, generation)
+
+    async def claim(
+        self, generation: str, *, queue: str, worker: str, lease_ms: int, seq: int = 0, patience: float = HOLDER_PATIENCE
+    ) -> Claim | NotClaimed:
+        keys = self.redis.keys(generation)
+        answer = await self.redis.script(
+            keys.partition,
+            _CLAIM,
+            [keys.gen(generation), keys.req(generation), keys.lease, keys.queued(queue), keys.mark(queue)],
+            [generation, worker, lease_ms, seq],
+            patience=patience,
+        )
+        if answer[0] != b"claimed":
+            return NotClaimed(answer[0].decode())
+        _, attempt, next_index, base, created_ms, request, info = answer
+        return Claim(generation, attempt, next_index, base, created_ms, request or b"", info)
+
+    async def renew(
+        self, partition: int, held: Mapping[str, int], *, lease_ms: int, patience: float = PATIENCE
+    ) -> dict[str, Renewal]:
+        """All leases (generation → attempt) that a process holds in one partition, in one call."""
+        keys = self.redis.keyspace[partition]
+        args: list[Arg] = [lease_ms]
+        for generation, attempt in held.items():
+            args += [generation, attempt]
+        answer = await self.redis.script(
+            partition, _RENEW, [keys.lease, *(keys.gen(g) for g in held)], args, patience=patience
+        )
+        return {g: Renewal(code) for g, code in zip(held, answer, strict=True)}
+
+    async def append(self, generation: str, attempt: int, batch: Batch) -> Append:
+        keys = self.redis.keys(generation)
+        return Append(
+            await self.redis.script(
+                keys.partition,
+                _APPEND,
+                [keys.gen(generation), keys.log(generation), keys.channel(generation)],
+                [attempt, batch.first, batch.count, batch.items, batch.head],
+                patience=HOLDER_PATIENCE,
+            )
+        )
+
+    async def end(
+        self,
+        ended: Ended,
+        attempt: int,
+        batch: Batch = NOTHING,
+        *,
+        expired_only: bool = False,
+        patience: float = HOLDER_PATIENCE,
+    ) -> EndResult:
+        """End a generation under an attempt number. ``expired_only`` is the reaper's: only when the lease ran out."""
+        generation = ended.generation
+        keys = self.redis.keys(generation)
+        return EndResult(
+            await self.redis.script(
+                keys.partition,
+                _END,
+                [
+                    keys.gen(generation),
+                    keys.req(generation),
+                    keys.log(generation),
+                    keys.lease,
+                    keys.ledger,
+                    keys.channel(generation),
+                ],
+                [
+                    generation,
+                    attempt,
+                    batch.first,
+                    batch.count,
+                    batch.items,
+                    batch.head,
+                    ended.state,
+                    end_entry(ended),
+                    open_record(ended),
+                    "1" if expired_only else "0",
+                ],
+                patience=patience,
+            )
+        )
+
+    async def cancel(
+        self, ended: Ended, queue: str
+    ) -> Literal["cancelled", "cancelling", "ended", "gone"]:
+        """Cancel a generation; ``ended`` is what the ledger gets if it never ran."""
+        generation = ended.generation
+        keys = self.redis.keys(generation)
+        assert ended.state == State.CANCELLED
+        answer: bytes = await self.redis.script(
+            keys.partition,
+            _CANCEL,
+            [
+                keys.gen(generation),
+                keys.req(generation),
+                keys.log(generation),
+                keys.ledger,
+                keys.channel(generation),
+                keys.queued(queue),
+                keys.outbox,
+                keys.control,
+            ],
+            [generation, end_entry(ended), open_record(ended)],
+        )
+        return answer.decode()  # type: ignore[return-value]
+
+    async def annotate(self, generation: str, metadata: bytes) -> bool:
+        """Replace the metadata (JSON) of a completion that Redis still has."""
+        keys = self.redis.keys(generation)
+        return bool(await self.redis.script(keys.partition, _ANNOTATE, [keys.gen(generation)], [metadata]))
+
+    async def lead(self, partition: int, role: str, token: str, ttl_ms: int) -> bool:
+        """Become or stay the leader of a role in a partition; ``token`` names the process."""
+        keys = self.redis.keyspace[partition]
+        return bool(await self.redis.script(partition, _LEAD, [keys.lock(role)], [token, ttl_ms]))
+
+    async def settle(
+        self, partition: int, role: str, token: str, entries: Sequence[bytes], ttls: Mapping[str, int]
+    ) -> bool:
+        """Drop ledger entries that SQL has, and give keys their TTL (ms). False: the lock is somebody else's by now."""
+        keys = self.redis.keyspace[partition]
+        answer = await self.redis.script(
+            partition,
+            _SETTLE,
+            [keys.lock(role), keys.ledger, *ttls],
+            [token, len(entries), *entries, *ttls.values()],
+        )
+        return answer >= 0

@@ -1,0 +1,452 @@
+"""The database: an engine from a URL, transactions, and the schema's revision.
+
+SQLite takes one writer at a time, and a transaction that begins with a read and then writes can fail at once whatever
+the busy timeout says. So every transaction here begins with ``BEGIN IMMEDIATE``, but for those of ``reading()``,
+which hold no writer up.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    URL,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Engine,
+    Insert,
+    LargeBinary,
+    Table,
+    Text,
+    TypeDecorator,
+    bindparam,
+    cast,
+    column,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert as _postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as _sqlite_insert
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+from schemas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+#: How long a SQLite writer waits for another one, seconds.
+BUSY_SECONDS = 10
+#: How long opening a connection to PostgreSQL may take, and how long its socket may stay unacknowledged, seconds.
+CONNECT_SECONDS = 5
+#: The longest statement that PostgreSQL runs for us, seconds.
+STATEMENT_SECONDS = 30
+#: How long one migration waits for another process's, seconds.
+MIGRATION_WAIT_SECONDS = 300
+#: Connections of one process: kept open, and opened beyond those under load.
+POOL_SIZE, POOL_OVERFLOW = 5, 15
+#: How long a thread waits for one of them, seconds.
+POOL_SECONDS = 10
+
+#: The most that one statement carries to PostgreSQL, which takes up to a gigabyte.
+DOCUMENT_BYTES = 32 * 1024 * 1024
+
+#: PostgreSQL advisory locks, in two-key form: our namespace, then what the lock guards.
+LOCK_SPACE = 0x7461696C
+LOCK_MIGRATION, LOCK_BOOKS = 1, 2
+
+_MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+_READING = "tailrace_reading"
+_encode_json = msgspec.json.Encoder().encode
+
+
+def make_engine(url: str, *, connect: bool = True) -> Engine:
+    """An engine for ``sqlite:///PATH``, ``postgresql://…`` or ``postgres://…``.
+
+    With ``connect`` it also opens the database, and raises ConfigurationError of one line where that fails.
+    """
+    parsed = _parse(url)
+    options: dict[str, Any] = {
+        "pool_size": POOL_SIZE,
+        "max_overflow": POOL_OVERFLOW,
+        "pool_timeout": POOL_SECONDS,
+        "json_serializer": _dump_json,
+        "json_deserializer": msgspec.json.decode,
+        "hide_parameters": True,  # errors reach logs, parameters are users' words
+    }
+    if is_sqlite(parsed):
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **options)
+        event.listen(engine, "connect", _open_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        engine = create_engine(
+            parsed, pool_pre_ping=True, connect_args=_postgresql_arguments(parsed), **options
+        )
+    if connect:
+        _try(engine)
+    return engine
+
+
+def is_sqlite(what: URL | Engine | Connection) -> bool:
+    if isinstance(what, URL):
+        return what.get_backend_name() == "sqlite"
+    return what.dialect.name == "sqlite"
+
+
+@contextmanager
+def writing(engine: Engine) -> Generator[Connection]:
+    """A transaction, committed at the end of the block."""
+    with engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Generator[Connection]:
+    """A transaction for SELECTs alone. On SQLite it sees one state of the database and stops no writer."""
+    with engine.connect() as connection:
+        yield connection.execution_options(**{_READING: True})
+
+
+def _dump_json(value: object) -> str:
+    return _encode_json(value).decode()
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "The database URL can't be read: write sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME."
+        ) from None
+    if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ConfigurationError(
+            f"The database URL begins with {parsed.drivername}://, which is not supported: "
+            "use sqlite:/// or postgresql://."
+        )
+    path = parsed.database or ""
+    if path in ("", ":memory:") or "mode=memory" in path or parsed.query.get("mode") == "memory":
+        raise ConfigurationError(
+            "A SQLite database in memory can't be shared between processes: name a file, sqlite:///PATH."
+        )
+    if not path.startswith("file:"):
+        file = Path(path)
+        if not file.absolute().parent.is_dir():
+            raise ConfigurationError(
+                f"The folder {file.absolute().parent} of the SQLite database does not exist: create it first."
+            )
+        if file.is_dir():
+            raise ConfigurationError(f"The SQLite database {path} is a folder: name a file.")
+    return parsed.set(drivername="sqlite+pysqlite")
+
+
+def _postgresql_arguments(url: URL) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": CONNECT_SECONDS * 1000,
+        "keepalives_idle": CONNECT_SECONDS,
+        "keepalives_interval": CONNECT_SECONDS,
+        "application_name": "tailrace",
+        "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
+    }
+    return {name: value for name, value in arguments.items() if name not in url.query}
+
+
+def _open_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    # No implicit BEGIN by the driver: the "begin" event below emits the one that we want.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    _use_wal(cursor)
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _use_wal(cursor: DBAPICursor) -> None:
+    """Changing the mode needs the file for itself, and SQLite doesn't wait for that as it does for a write."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone() == ("wal",):
+            return
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            mode = cursor.fetchone()
+            if mode != ("wal",):
+                raise sqlite3.OperationalError(
+                    f"write-ahead logging is not available here (journal mode {mode})"
+                )
+            return
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads = connection.get_execution_options().get(_READING, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _try(engine: Engine) -> None:
+    """Open the database; a file must be one that can be written."""
+    try:
+        with engine.connect() as connection:
+            if is_sqlite(engine):
+                # A lock can be had on a read-only file too, a table can't. It's rolled back.
+                connection.exec_driver_sql("CREATE TABLE tailrace_may_write (x INTEGER)")
+            else:
+                connection.exec_driver_sql("SELECT 1")
+            connection.rollback()
+    except DBAPIError as error:
+        engine.dispose()
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            return
+        reason = " ".join(str(error.orig).split())
+        raise ConfigurationError(f"The database {_place(engine.url)} can't be opened: {reason}") from None
+
+
+def _place(url: URL) -> str:
+    """Where a database is, without its user and password."""
+    if is_sqlite(url):
+        return str(url.database)
+    host = url.host or url.query.get("host") or "localhost"
+    return f"{url.database or ''} at {host}:{url.port or url.query.get('port') or 5432}"
+
+
+def among(column: ColumnElement[str]) -> ColumnElement[bool]:
+    """The column's value is in the parameter ``ids``, a list of any length."""
+    return _Among(column)
+
+
+class _Ids(TypeDecorator[list[str]]):
+    """Any number of ids in one parameter: an array on PostgreSQL, a JSON array on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(ARRAY(Text()) if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: list[str] | None, dialect: Dialect) -> Any:
+        return value if dialect.name == "postgresql" or value is None else _dump_json(value)
+
+
+class _Among(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[str]) -> None:
+        super().__init__(column, bindparam("ids", type_=_Ids()))
+
+
+@compiles(_Among, "postgresql")
+def _among_array(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, ids = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} = ANY({ids})"
+
+
+@compiles(_Among, "sqlite")
+def _among_json(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, ids = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({ids}))"
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those rows whose primary key is not there yet. All rows have the same keys.
+
+    Raises StatementError, which all of SQLAlchemy's errors of the database are, for what can't be inserted.
+
+    SQLAlchemy's own bulk insert spends 8 µs a row on parameters and psycopg's arrays twice that. So PostgreSQL is sent
+    the rows as JSON documents, and SQLite plain tuples.
+    """
+    if not rows:
+        return
+    try:
+        if is_sqlite(connection):
+            _insert_tuples(connection, table, rows)
+        else:
+            for document in _documents(rows):
+                connection.execute(_insert_json(table, tuple(rows[0])), {"rows": document})
+    except (OverflowError, UnicodeError) as error:
+        message = f"A row of {table.name} has a value that the database can't hold: {error}"
+        raise StatementError(message, None, None, error) from error
+
+
+def _insert_tuples(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = tuple(rows[0])
+    for name in names:
+        if isinstance(table.c[name].type, JSON):
+            rows = [{**row, name: None if row[name] is None else _dump_json(row[name])} for row in rows]
+    statement, values = _insert_positional(connection.dialect, table, names)
+    connection.exec_driver_sql(statement, [values(row) for row in rows])
+
+
+@cache
+def _insert_positional(
+    dialect: Dialect, table: Table, names: tuple[str, ...]
+) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+    insert = _sqlite_insert(table).on_conflict_do_nothing()
+    compiled = insert.compile(dialect=dialect, column_keys=names)
+    assert isinstance(compiled, SQLCompiler)
+    assert compiled.positiontup
+    return str(compiled), itemgetter(*compiled.positiontup)
+
+
+@cache
+def _insert_json(table: Table, names: tuple[str, ...]) -> Insert:
+    columns = [table.c[name] for name in names]
+    types = [Text() if isinstance(c.type, LargeBinary) else c.type for c in columns]
+    rows = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON))
+    fields = rows.table_valued(*map(column, names, types), name="r").render_derived(with_types=True)
+    values = [
+        func.decode(fields.c[c.name], "base64") if isinstance(c.type, LargeBinary) else fields.c[c.name]
+        for c in columns
+    ]
+    return _postgresql_insert(table).from_select(names, select(*values)).on_conflict_do_nothing()
+
+
+def _documents(rows: Sequence[Mapping[str, Any]]) -> Generator[str]:
+    """JSON arrays of the rows, bytes in base64, none much larger than DOCUMENT_BYTES."""
+    part: list[bytes] = []
+    size = 0
+    for row in map(_encode_json, rows):
+        if part and size + len(row) > DOCUMENT_BYTES:
+            yield f"[{b','.join(part).decode()}]"
+            part, size = [], 0
+        part.append(row)
+        size += len(row)
+    yield f"[{b','.join(part).decode()}]"
+
+
+def migrate(target: Engine | str, revision: str = "head") -> None:
+    """Bring the schema to ``revision``. Two processes may do so at once: the second waits and finds it done.
+
+    Raises ConfigurationError for a database that cannot be opened or that a newer Tailrace has migrated.
+    """
+    from alembic import command
+
+    with _alembic(target) as config:
+        command.upgrade(config, revision)
+
+
+def downgrade(target: Engine | str, revision: str = "base") -> None:
+    """Take the schema back to ``revision``. What newer tables and columns held is lost."""
+    from alembic import command
+
+    with _alembic(target) as config:
+        command.downgrade(config, revision)
+
+
+@contextmanager
+def _alembic(target: Engine | str) -> Generator[Config]:
+    """Alembic's configuration, holding a connection in a transaction that excludes other migrations."""
+    engine = make_engine(target) if isinstance(target, str) else target
+    try:
+        with engine.connect() as connection:
+            if is_sqlite(engine):
+                # Only outside a transaction; and a table that is rebuilt must not cascade to its children.
+                _pragmas(connection, busy_timeout=MIGRATION_WAIT_SECONDS * 1000, foreign_keys=0)
+            try:
+                with connection.begin():
+                    if not is_sqlite(engine):
+                        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'")
+                        lock(connection, LOCK_MIGRATION)
+                    _refuse_newer(_revision(connection))
+                    yield alembic_config(connection)
+            finally:
+                if is_sqlite(engine):
+                    _pragmas(connection, busy_timeout=BUSY_SECONDS * 1000, foreign_keys=1)
+    finally:
+        if isinstance(target, str):
+            engine.dispose()
+
+
+def _pragmas(connection: Connection, **values: int) -> None:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    for name, value in values.items():
+        driver.execute(f"PRAGMA {name} = {value}")
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration without a file; ``connection`` is what its commands then run on."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def lock(connection: Connection, what: int, *, shared: bool = False) -> None:
+    """An advisory lock until the end of the transaction. SQLite's writers have the database for themselves anyway."""
+    if not is_sqlite(connection):
+        suffix = "_shared" if shared else ""
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{suffix}({LOCK_SPACE}, {what})")
+
+
+def current_revision(engine: Engine) -> str | None:
+    """The schema's revision, None for a database that was never migrated."""
+    with reading(engine) as connection:
+        return _revision(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def head_revision() -> str:
+    """The revision that this version of Tailrace works with."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def check_schema(engine: Engine) -> None:
+    """Raises ConfigurationError unless the database is at this version's revision."""
+    current = current_revision(engine)
+    if current == head_revision():
+        return
+    _refuse_newer(current)
+    state = (
+        "has no tables yet" if current is None else f"is at schema revision {current}, not {head_revision()}"
+    )
+    raise ConfigurationError(f"The database {_place(engine.url)} {state}: run `tailrace migrate`.")
+
+
+def _refuse_newer(revision: str | None) -> None:
+    from alembic.script import ScriptDirectory
+
+    if revision is None:
+        return
+    script = ScriptDirectory.from_config(alembic_config())
+    if revision not in {each.revision for each in script.walk_revisions()}:
+        raise ConfigurationError(
+            f"The database is at schema revision {revision}, which this Tailrace does not know: run a newer one."
+        )

@@ -1,0 +1,1 @@
+"""The Celery app and its tasks: provider calls, streaming, lease renewal, the ledger drain. Nothing imports this room."""

@@ -1,0 +1,295 @@
+"""One attempt at one generation: claim, call the provider, append its chunks, end.
+
+The reading side never waits for Redis as long as little is outstanding: what arrives while an append is in flight goes
+out with the next one, so chunks share entries under load and go alone at a human pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, cast
+
+import httpx
+import msgspec
+
+from producers.catalog import auth_headers
+from producers.submit import Work, decode_work
+from schemas.codec import BadChunk, ChunkEncoder
+from schemas.errors import Failure, ProviderError, TailraceError
+from schemas.providers import Provider, Providers, upstream_body
+from schemas.records import Accepted, Ended, Usage, decode_record
+from schemas.states import State
+from stores.scripts import Append, Batch, Claim, EndResult, NotClaimed, Scripts
+from workers.upstream import DONE, Patience, make_client, open_stream, provider_error
+
+log = logging.getLogger("tailrace.worker")
+
+#: Bytes that may wait for Redis before the provider's stream is no longer read.
+PENDING_LIMIT = 1024 * 1024
+#: Bytes of text that count as one token where the provider reports no usage.
+BYTES_PER_TOKEN = 4
+
+
+class Fenced(Exception):
+    """Another attempt has the generation by now: this one may write nothing more."""
+
+
+class LogWriter:
+    """Appends items under one attempt, one append in flight at a time."""
+
+    def __init__(self, scripts: Scripts, claim: Claim, encoder: ChunkEncoder, on_cancel: Any) -> None:
+        self._scripts = scripts
+        self._generation = claim.generation
+        self._attempt = claim.attempt
+        self._encoder = encoder
+        self._on_cancel = on_cancel
+        self._items: list[bytes] = []
+        self._size = 0
+        self._pump: asyncio.Task[None] | None = None
+        self.next = claim.next
+        self._head_sent = False
+
+    def put(self, items: list[bytes]) -> None:
+        """Take items to append. Raises Fenced where the last append was refused."""
+        self._items += items
+        for item in items:
+            self._size += len(item)
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._run())
+        elif self._pump.done():
+            self._pump.result()
+            self._pump = asyncio.create_task(self._run())
+
+    @property
+    def full(self) -> bool:
+        return self._size > PENDING_LIMIT
+
+    async def flushed(self) -> None:
+        """Until nothing waits. Raises Fenced."""
+        if self._pump is not None:
+            await self._pump
+
+    async def rest(self) -> Batch:
+        """What is left for the end to carry. Raises Fenced."""
+        pump, self._pump = self._pump, None
+        if pump is not None:
+            self._stopping = True
+            await pump
+        return self._take()
+
+    _stopping = False
+
+    def _take(self) -> Batch:
+        items, self._items = self._items, []
+        self._size = 0
+        head = b"" if self._head_sent or not items else self._encoder.head
+        batch = Batch(self.next, len(items), b"\n".join(items), head)
+        self._head_sent = self._head_sent or bool(items)
+        self.next += len(items)
+        return batch
+
+    async def _run(self) -> None:
+        while self._items and not self._stopping:
+            code = await self._scripts.append(self._generation, self._attempt, self._take())
+            if code is Append.CANCEL_ASKED:
+                self._on_cancel()
+            elif code is not Append.OK:
+                raise Fenced
+
+
+class Generator:
+    """Runs attempts. One for a worker process; everything here happens on its loop.
+
+    ``held`` maps the generations that this process has a lease on to their attempt; the control thread renews them.
+    """
+
+    def __init__(self, scripts: Scripts, providers: Providers, *, worker: str, lease_ms: int) -> None:
+        self._scripts = scripts
+        self._providers = providers
+        self._worker = worker
+        self._lease_ms = lease_ms
+        self._client: httpx.AsyncClient = make_client()
+        self.held: dict[str, int] = {}
+        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: dict[str, Failure | None] = {}
+
+    async def run(self, generation: str, queue: str, seq: int) -> str:
+        """Claim a generation and carry one attempt to its end. Returns what became of it, for Celery's view."""
+        claimed = await self._scripts.claim(
+            generation, queue=queue, worker=self._worker, lease_ms=self._lease_ms, seq=seq
+        )
+        if isinstance(claimed, NotClaimed):
+            return claimed.reason
+        self.held[generation] = claimed.attempt
+        try:
+            return await self._attempt(claimed)
+        except Fenced:
+            log.warning("%s: attempt %d was fenced off", generation, claimed.attempt)
+            return "fenced"
+        finally:
+            self.held.pop(generation, None)
+
+    def cancel(self, generation: str, attempt: int, failure: Failure | None = None) -> None:
+        """Stop a stream: it ends as cancelled, or as failed with ``failure``."""
+        task = self._streams.get(generation)
+        if task is not None and self.held.get(generation) == attempt and generation not in self._cancelled:
+            self._cancelled[generation] = failure
+            task.cancel()
+
+    def lost(self, generation: str, attempt: int) -> None:
+        """The lease is another's by now: stop, and write nothing."""
+        if self.held.get(generation) == attempt:
+            self.held.pop(generation, None)
+            task = self._streams.get(generation)
+            if task is not None:
+                task.cancel()
+
+    def stop(self, failure: Failure) -> None:
+        """End every stream as failed: the process is to stop."""
+        for generation, attempt in list(self.held.items()):
+            self.cancel(generation, attempt, failure)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _attempt(self, claim: Claim) -> str:
+        work = decode_work(claim.request)
+        record = decode_record(claim.info)
+        assert isinstance(record, Accepted)
+        encoder = ChunkEncoder()
+        writer = LogWriter(
+            self._scripts, claim, encoder, lambda: self.cancel(claim.generation, claim.attempt)
+        )
+        state, failure = State.FAILED, None
+        if claim.next > 0:
+            # An earlier attempt published chunks and lost its lease; two attempts are never spliced.
+            failure = Failure("interrupted", "The worker that streamed this answer was lost.", status=502)
+        else:
+            task = asyncio.create_task(self._stream(work, record, encoder, writer))
+            self._streams[claim.generation] = task
+            try:
+                await task
+                state = State.COMPLETED
+            except asyncio.CancelledError:
+                if claim.generation not in self._cancelled:
+                    if self.held.get(claim.generation) != claim.attempt:
+                        raise Fenced from None
+                    raise
+                failure = self._cancelled[claim.generation]
+                state = State.CANCELLED if failure is None else State.FAILED
+            except Fenced:
+                raise
+            except TailraceError as error:
+                failure = error.failure()
+            except Exception as error:
+                log.exception("%s: attempt %d failed", claim.generation, claim.attempt)
+                failure = Failure("internal_error", f"The worker failed: {type(error).__name__}.", status=500)
+            finally:
+                self._streams.pop(claim.generation, None)
+                self._cancelled.pop(claim.generation, None)
+        ended = Ended(
+            generation=claim.generation,
+            state=state.value,
+            provider=record.provider,
+            model=record.resolved_model,
+            usage=_usage(encoder, work),
+            failure=failure,
+            finish_reasons=[encoder.finish_reasons[i] for i in sorted(encoder.finish_reasons)],
+        )
+        batch = await writer.rest()
+        if await self._scripts.end(ended, claim.attempt, batch) not in (EndResult.ENDED, EndResult.REPEATED):
+            raise Fenced
+        return state.value
+
+    async def _stream(self, work: Work, record: Accepted, encoder: ChunkEncoder, writer: LogWriter) -> None:
+        provider = self._provider(record)
+        body = upstream_body(work.params, provider=provider, model=record.resolved_model, end_user=work.end_user)
+        with Patience(provider) as patience:
+            try:
+                async with open_stream(self._client, provider, auth_headers(provider), body) as pieces:
+                    await self._read(provider, work, encoder, writer, patience, pieces)
+            except asyncio.CancelledError:
+                if patience.expired is not None:
+                    raise patience.error() from None
+                raise
+
+    async def _read(
+        self, provider: Provider, work: Work, encoder: ChunkEncoder, writer: LogWriter, patience: Patience, pieces: Any
+    ) -> None:
+        done = False
+        try:
+            async for events in pieces:
+                patience.heard()
+                items: list[bytes] = []
+                for data in events:
+                    if data == DONE:
+                        done = True
+                        break
+                    item = self._encode(provider, encoder, data)
+                    if item is not None:
+                        items.append(item)
+                if items:
+                    writer.put(items)
+                if encoder.error is not None:
+                    raise provider_error(provider.name, encoder.error)
+                if done:
+                    return
+                if writer.full:
+                    await writer.flushed()
+        except ProviderError as error:
+            # A connection that closes without ceremony after the whole answer has taken nothing with it.
+            if not (error.code == "provider_truncated" and encoder.whole(work.choices)):
+                raise
+        finally:
+            with contextlib.suppress(Exception):
+                await pieces.aclose()
+        if not encoder.whole(work.choices):
+            raise ProviderError(
+                f"The provider '{provider.name}' broke its stream off before the answer was whole.",
+                code="provider_truncated",
+            )
+
+    @staticmethod
+    def _encode(provider: Provider, encoder: ChunkEncoder, data: bytes) -> bytes | None:
+        try:
+            return encoder.encode(data)
+        except BadChunk as error:
+            raise ProviderError(
+                f"The provider '{provider.name}' sent a chunk that is not usable: {error}", code="provider_bad_chunk"
+            ) from error
+
+    def _provider(self, record: Accepted) -> Provider:
+        provider = self._providers.providers.get(record.provider)
+        if provider is None:
+            raise ProviderError(
+                f"The worker's providers.toml has no provider '{record.provider}': give all processes the same file.",
+                code="provider_unknown",
+            )
+        return provider
+
+
+def _usage(encoder: ChunkEncoder, work: Work) -> Usage:
+    """What the provider reported; else an estimate, marked as one."""
+    reported = encoder.usage
+    if reported is None:
+        if encoder.text_bytes == 0 and not encoder.finish_reasons:
+            return Usage()
+        prompt = len(msgspec.json.encode(work.params.get("messages", [])))
+        return Usage(
+            prompt_tokens=max(1, prompt // BYTES_PER_TOKEN),
+            completion_tokens=-(-encoder.text_bytes // BYTES_PER_TOKEN),
+            estimated=True,
+        )
+    return Usage(
+        prompt_tokens=_count(reported, "prompt_tokens"),
+        completion_tokens=_count(reported, "completion_tokens"),
+        reasoning_tokens=_count(reported.get("completion_tokens_details"), "reasoning_tokens"),
+        cached_tokens=_count(reported.get("prompt_tokens_details"), "cached_tokens"),
+    )
+
+
+def _count(values: Any, name: str) -> int:
+    value = cast("dict[str, Any]", values).get(name) if isinstance(values, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

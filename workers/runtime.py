@@ -1,0 +1,132 @@
+"""What a worker process holds: one asyncio loop for the bytes of all its streams, and the control thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from concurrent.futures import Future
+from typing import Any
+
+import uvloop
+from sqlalchemy import Engine
+
+from consumers.hub import Hub
+from schemas.errors import Failure
+from schemas.settings import Settings
+from stores.books import Books
+from stores.config import read_providers
+from stores.redis import Redis
+from stores.scripts import Renewal, Scripts
+from stores.sql import make_engine
+from workers.control import Control
+from workers.generate import Generator
+
+log = logging.getLogger("tailrace.worker")
+
+#: How long running streams may go on after SIGTERM, in seconds; then they end as failed.
+GRACE = 4.0
+
+
+class Runtime:
+    """Started once a process, before its first task; stopped after its last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._providers = read_providers(settings)
+        self._engine: Engine = make_engine(settings.database_url, connect=False)
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name="streams", daemon=True)
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Raises ConfigurationError and Unavailable."""
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._open())
+        except BaseException as error:
+            self._error = error
+            self._ready.set()
+            return
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _open(self) -> None:
+        self._redis = await Redis.open(self.settings.redis_url, partitions=self.settings.partitions, patience=30.0)
+        scripts = Scripts(self._redis)
+        self.generator = Generator(
+            scripts, self._providers, worker=self.worker, lease_ms=int(self.settings.lease_seconds * 1000)
+        )
+        self._hub = Hub(self._redis)
+        for keys in self._redis.keyspace:
+            await self._hub.listen(keys.partition, keys.control, self._on_control)
+        self._control = Control(
+            self.settings,
+            Books(self._engine),
+            token=self.worker,
+            held=self.generator.held,
+            on_renewal=lambda g, a, r: self._loop.call_soon_threadsafe(self._on_renewal, g, a, r) and None,
+        )
+        self._control.start()
+
+    def generate(self, generation: str, queue: str, seq: int) -> str:
+        """One attempt, from a pool thread; returns when it has ended."""
+        if self._stopping:
+            return "stopping"
+        return self.submit(self.generator.run(generation, queue, seq)).result()
+
+    def submit(self, work: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def books(self) -> Books:
+        return Books(self._engine)
+
+    def drain(self) -> None:
+        """SIGTERM: let running streams end for a while, then end them. Returns at once."""
+        self._stopping = True
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        until = time.monotonic() + GRACE
+        while self.generator.held and time.monotonic() < until:
+            time.sleep(0.05)
+        failure = Failure("worker_stopped", "The worker was stopped. Send the request again.", status=502)
+        self._loop.call_soon_threadsafe(self.generator.stop, failure)
+
+    def stop(self) -> None:
+        """After the last task."""
+        self._control.stop()
+        self.submit(self._close()).result(timeout=5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._engine.dispose()
+
+    async def _close(self) -> None:
+        await self._hub.close()
+        await self.generator.close()
+        self._redis.close()
+
+    def _on_control(self, payload: bytes) -> None:
+        verb, generation, attempt = payload.decode().split(" ")
+        if verb == "cancel":
+            self.generator.cancel(generation, int(attempt))
+
+    def _on_renewal(self, generation: str, attempt: int, renewal: Renewal) -> None:
+        if renewal is Renewal.CANCEL_ASKED:
+            self.generator.cancel(generation, attempt)
+        else:
+            self.generator.lost(generation, attempt)

@@ -1,0 +1,218 @@
+"""Calling a provider: one streaming request, its bytes parsed into the data of events.
+
+The client is httpx on the ``httpx-aiohttp`` transport: 100-chunk streams cost 22 µs of CPU a chunk with it, 54 µs with
+httpx's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from schemas.codec import BadChunk, dumps, loads
+from schemas.errors import ProviderError
+from schemas.providers import Provider
+from schemas.sse import SSEParser, SSETooLarge
+
+#: Bytes of an error answer that are read.
+ERROR_BODY = 64 * 1024
+#: The data of the event that says all was sent.
+DONE = b"[DONE]"
+
+
+def make_client(connections: int = 4096) -> httpx.AsyncClient:
+    """The client for all provider calls of a process."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30.0)
+    return httpx.AsyncClient(transport=AiohttpTransport(limits=limits), timeout=None, follow_redirects=False)
+
+
+class Patience:
+    """The timeouts of one attempt: to the first chunk, between chunks, in all. A timer cancels the task that waits.
+
+    A chunk only notes the time; the timer looks at the note when it fires, so a chunk costs no timer.
+    """
+
+    def __init__(self, provider: Provider) -> None:
+        self._limits = provider.timeout
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._started = self._heard = self._loop.time()
+        self._limit = self._limits.first_chunk
+        self._timer: asyncio.TimerHandle | None = None
+        self.expired: str | None = None
+
+    def heard(self) -> None:
+        self._heard = self._loop.time()
+        self._limit = self._limits.between_chunks
+
+    def __enter__(self) -> Patience:
+        self._arm()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def error(self) -> ProviderError:
+        limits = self._limits
+        if self.expired == "total":
+            return ProviderError(f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout")
+        if self._limit == limits.between_chunks and self._heard > self._started:
+            return ProviderError(f"The provider sent nothing for {limits.between_chunks:g} s.", code="provider_stalled")
+        return ProviderError(
+            f"The provider's first chunk did not come within {limits.first_chunk:g} s.", code="provider_timeout"
+        )
+
+    def _arm(self) -> None:
+        at = min(self._heard + self._limit, self._started + self._limits.total)
+        self._timer = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._started + self._limits.total:
+            self.expired = "total"
+        elif now >= self._heard + self._limit:
+            self.expired = "silence"
+        else:
+            self._arm()
+            return
+        assert self._task is not None
+        self._task.cancel()
+
+
+@asynccontextmanager
+async def open_stream(
+    client: httpx.AsyncClient, provider: Provider, headers: dict[str, str], body: bytes
+) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+    """POST a request and yield an iterator over lists of events' data, in the pieces that the network brings.
+
+    ``[DONE]`` comes as it is. Raises ProviderError, then or while iterating.
+    """
+    try:
+        request = client.build_request(
+            "POST",
+            f"{provider.base_url}/chat/completions",
+            content=body,
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+                "Accept-Encoding": "identity",
+                **headers,
+            },
+            timeout=httpx.Timeout(None, connect=provider.timeout.connect),
+        )
+        response = await client.send(request, stream=True)
+    except (httpx.HTTPError, OSError) as error:
+        raise ProviderError(
+            f"The provider '{provider.name}' can't be reached: {_reason(error)}", code="provider_unreachable"
+        ) from error
+    try:
+        if response.status_code != 200:
+            raise await _refusal(provider, response)
+        yield _events(provider, response)
+    finally:
+        await response.aclose()
+
+
+async def _events(provider: Provider, response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    plain = "content-encoding" not in response.headers
+    pieces = response.aiter_raw() if plain else response.aiter_bytes()
+    try:
+        if "text/event-stream" not in response.headers.get("content-type", "text/event-stream"):
+            yield [_as_chunk(b"".join([piece async for piece in pieces])), DONE]
+            return
+        parser = SSEParser()
+        async for piece in pieces:
+            events = parser.feed(piece)
+            if events:
+                yield events
+        events = parser.close()
+        if events:
+            yield events
+    except (httpx.HTTPError, OSError) as error:
+        raise ProviderError(
+            f"The connection to the provider '{provider.name}' broke off: {_reason(error)}", code="provider_truncated"
+        ) from error
+    except SSETooLarge as error:
+        raise ProviderError(f"The provider's stream is not usable: {error}.", code="provider_bad_chunk") from error
+
+
+def _as_chunk(body: bytes) -> bytes:
+    """A provider that doesn't stream answered in one piece: its ``chat.completion`` as one chunk."""
+    try:
+        answer = loads(body)
+    except BadChunk as error:
+        raise ProviderError(
+            f"The provider answered with neither events nor JSON: {error}", code="provider_bad_chunk"
+        ) from None
+    if isinstance(answer, dict):
+        answer = cast("dict[str, Any]", answer)
+        for choice in answer.get("choices") or []:
+            if isinstance(choice, dict) and "message" in choice:
+                message = choice.pop("message")
+                for position, call in enumerate((message or {}).get("tool_calls") or []):
+                    call.setdefault("index", position)
+                choice["delta"] = message
+    return dumps(answer)
+
+
+async def _refusal(provider: Provider, response: httpx.Response) -> ProviderError:
+    """A provider's error answer, with its own status, message, code and param."""
+    body = b""
+    try:
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > ERROR_BODY:
+                break
+    except (httpx.HTTPError, OSError):
+        pass
+    return refusal(provider.name, response.status_code, body)
+
+
+def refusal(name: str, status: int, body: bytes) -> ProviderError:
+    try:
+        parsed = loads(body)
+    except BadChunk:
+        parsed = None
+    detail: Any = cast("dict[str, Any]", parsed).get("error", parsed) if isinstance(parsed, dict) else None
+    if status in (401, 403):
+        return ProviderError(
+            f"The provider '{name}' refused its key ({status}): {_message(detail, body)}",
+            code="provider_auth",
+            provider_status=status,
+        )
+    return provider_error(name, detail, status=status, body=body)
+
+
+def provider_error(name: str, detail: Any, *, status: int | None = None, body: bytes = b"") -> ProviderError:
+    """From an ``error`` object in OpenAI's shape, or whatever stands in its place."""
+    fields = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
+    code, kind, param = fields.get("code"), fields.get("type"), fields.get("param")
+    if status is None and isinstance(code, int):
+        status = code
+    return ProviderError(
+        _message(detail, body) or f"The provider '{name}' answered {status}.",
+        code=code if isinstance(code, str) and code else "provider_error",
+        type=kind if isinstance(kind, str) and kind else None,
+        param=param if isinstance(param, str) else None,
+        provider_status=status,
+    )
+
+
+def _message(detail: Any, body: bytes) -> str:
+    if isinstance(detail, dict):
+        message = cast("dict[str, Any]", detail).get("message")
+        if isinstance(message, str) and message:
+            return message
+    if isinstance(detail, str) and detail:
+        return detail
+    return body[:500].decode("utf-8", "replace").strip()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
