@@ -149,7 +149,9 @@ class LogReader:
 class _Channels:
     """The subscriptions on one node."""
 
-    def __init__(self, redis: Redis, node: Node, message: Callable[[bytes, bytes], None], lost: Callable[[], None]):
+    def __init__(
+        self, redis: Redis, node: Node, message: Callable[[bytes, bytes], None], lost: Callable[[], None]
+    ):
         self._redis = redis
         self._node = node
         self._message = message
@@ -287,7 +289,9 @@ class Hub:
         node = self._redis.node(partition)
         channels = self._channels.get(node)
         if channels is None:
-            channels = self._channels[node] = _Channels(self._redis, node, self._message, lambda: self._poke_all(node))
+            channels = self._channels[node] = _Channels(
+                self._redis, node, self._message, lambda: self._poke_all(node)
+            )
         return channels
 
     def _message(self, channel: bytes, payload: bytes) -> None:

@@ -19,7 +19,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--log-level", default="warning")
     options = parser.parse_args()
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     settings = Settings()
     try:
         asyncio.run(_try(settings))

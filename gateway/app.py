@@ -82,4 +82,6 @@ async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
         return
     call = Call(scope["app"].state.context, scope, receive)
     path = call.request.url.path
-    await error_reply(NotFound(f"There is nothing at {path[:200]}. GET /docs lists what is.")).send(call, receive, send)
+    await error_reply(NotFound(f"There is nothing at {path[:200]}. GET /docs lists what is.")).send(
+        call, receive, send
+    )

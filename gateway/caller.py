@@ -56,7 +56,9 @@ async def owned(call: Call, caller: Caller, completion_id: str) -> Completion:
     """The caller's completion of that id. Raises NotFound also for somebody else's."""
     found = await call.context.finder.find(completion_id) if is_completion_id(completion_id) else None
     if found is None or found.tenant != caller.tenant or caller.end_user not in (None, found.end_user):
-        raise NotFound(f"There is no completion '{completion_id[:80]}'.", param="id", code="completion_not_found")
+        raise NotFound(
+            f"There is no completion '{completion_id[:80]}'.", param="id", code="completion_not_found"
+        )
     return found
 
 

@@ -219,5 +219,3 @@ def status_body(completion: Completion) -> dict[str, Any]:
     if completion.failure is not None:
         body |= GenerationFailed(completion.failure).body()
     return body
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 import httpx
@@ -11,7 +10,7 @@ from sqlalchemy import Engine
 from consumers.follow import Followers
 from consumers.lookup import Finder
 from producers.catalog import Catalog
-from producers.publish import Publisher
+from producers.publish import Publisher, make_publisher
 from producers.submit import Submitter
 from schemas.settings import Settings
 from stores.apikeys import KeyRing
@@ -40,7 +39,7 @@ class Context:
     async def close(self) -> None:
         await self.followers.close()
         await self.http.aclose()
-        await asyncio.to_thread(self.publisher.close)
+        await self.publisher.close()
         self.redis.close()
         self.engine.dispose()
 
@@ -54,7 +53,7 @@ async def open_context(settings: Settings) -> Context:
     books = Books(engine)
     http = httpx.AsyncClient(timeout=5.0)
     catalog = Catalog(providers, http)
-    publisher = Publisher(settings)
+    publisher = make_publisher(settings)
     followers = Followers(redis, books)
     return Context(
         settings=settings,

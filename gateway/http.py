@@ -14,7 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.context import Context
 from schemas.codec import dumps
-from schemas.errors import GenerationFailed, InvalidRequest, MethodNotAllowed, TailraceError, TooLarge, Unavailable
+from schemas.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    MethodNotAllowed,
+    TailraceError,
+    TooLarge,
+    Unavailable,
+)
 
 log = logging.getLogger("tailrace.gateway")
 
@@ -145,12 +152,16 @@ class Endpoint:
             return error_reply(Unavailable("The database is not available. Try again."))
         except Exception:
             log.exception("%s: %s %s failed", call.request_id, method, call.request.url.path)
-            return error_reply(TailraceError(f"Something went wrong here. Tell us the request id: {call.request_id}."))
+            return error_reply(
+                TailraceError(f"Something went wrong here. Tell us the request id: {call.request_id}.")
+            )
 
 
 def integer(value: str, *, name: str, least: int) -> int:
     """A header's or query parameter's integer. Raises InvalidRequest."""
     text = value.strip()
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or int(text) < least:
-        raise InvalidRequest(f"'{name}' must be an integer of at least {least}, not {value[:40]!r}.", param=name)
+        raise InvalidRequest(
+            f"'{name}' must be an integer of at least {least}, not {value[:40]!r}.", param=name
+        )
     return int(text)

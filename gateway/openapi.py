@@ -37,7 +37,13 @@ _POST_HEADERS = [
     _header("Cache-Control", "As in HTTP. `only-if-cached` is 504 on a miss."),
     _header("x-sample", "Which of several samples of the same request this is.", "integer"),
 ]
-_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "chatcmpl-…"}
+_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "chatcmpl-…",
+}
 
 _ERRORS = {
     "400": "The request is not right; `param` names the field.",
@@ -47,7 +53,9 @@ _ERRORS = {
 }
 
 
-def _answers(*, content: str = _JSON, schema: dict[str, Any] | None = None, status: str = "200", **more: str) -> Any:
+def _answers(
+    *, content: str = _JSON, schema: dict[str, Any] | None = None, status: str = "200", **more: str
+) -> Any:
     answers: dict[str, Any] = {
         status: {"description": "As asked.", "content": {content: {"schema": schema or {"type": "object"}}}}
     }
@@ -73,15 +81,22 @@ def _paths() -> dict[str, Any]:
             "post": _operation(
                 "Stream a completion: SSE with id, event and data; resumable by index",
                 _POST_HEADERS,
-                _answers(content=_EVENTS, schema=sse, s409="The index or the request fits no single generation."),
+                _answers(
+                    content=_EVENTS, schema=sse, s409="The index or the request fits no single generation."
+                ),
                 request,
             )
         },
         chat: {
             "post": _operation(
                 "Ask for a completion, as OpenAI's API has it; `Prefer: respond-async` answers 202 at once",
-                [*_POST_HEADERS, _header("Prefer", "`respond-async`: 202 and the completion with its status.")],
-                _answers(s202="Accepted; follow it by its id.", s422="The Idempotency-Key was used otherwise."),
+                [
+                    *_POST_HEADERS,
+                    _header("Prefer", "`respond-async`: 202 and the completion with its status."),
+                ],
+                _answers(
+                    s202="Accepted; follow it by its id.", s422="The Idempotency-Key was used otherwise."
+                ),
                 request,
             ),
             "get": _operation(
@@ -121,7 +136,11 @@ def _paths() -> dict[str, Any]:
                 "Follow a completion from any index, live or finished",
                 [
                     _ID,
-                    _query("after", "The index of the last chunk that you have.", {"type": "integer", "minimum": -1}),
+                    _query(
+                        "after",
+                        "The index of the last chunk that you have.",
+                        {"type": "integer", "minimum": -1},
+                    ),
                     _header("Last-Event-ID", "Wins over `after`.", "integer"),
                     _query("token", "A stream token, in place of a key.", {"type": "string"}),
                 ],
@@ -135,7 +154,9 @@ def _paths() -> dict[str, Any]:
         },
         f"{chat}/{{id}}/cancel": {"post": _operation("Cancel", [_ID, _BEHALF], _answers())},
         f"{chat}/{{id}}/token": {
-            "post": _operation("A read-only token for this one stream, for 15 minutes", [_ID, _BEHALF], _answers())
+            "post": _operation(
+                "A read-only token for this one stream, for 15 minutes", [_ID, _BEHALF], _answers()
+            )
         },
         "/v1/models": {"get": _operation("The models and aliases that can be asked for", [], _answers())},
         "/v1/models/{model}": {
@@ -187,7 +208,9 @@ def document() -> dict[str, Any]:
         number = "0"
     paths = _paths()
     paths |= {
-        path.replace("/v1/", "/api/v1/llm/", 1): item for path, item in paths.items() if path.startswith("/v1/")
+        path.replace("/v1/", "/api/v1/llm/", 1): item
+        for path, item in paths.items()
+        if path.startswith("/v1/")
     }
     return {
         "openapi": "3.1.0",

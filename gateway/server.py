@@ -18,7 +18,9 @@ class Protocol(HttpToolsProtocol):
     """Answers a request that can't be parsed (a header with control characters, say) in the shape of every other error."""
 
     def send_400_response(self, msg: str) -> None:
-        body = dumps(InvalidRequest(f"{msg} Check the request line and the headers.", code="invalid_http").body())
+        body = dumps(
+            InvalidRequest(f"{msg} Check the request line and the headers.", code="invalid_http").body()
+        )
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

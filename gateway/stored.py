@@ -98,7 +98,9 @@ async def listing(call: Call) -> Reply:
     status = query.get("status")
     if status is not None and status not in PUBLIC_STATUSES:
         raise InvalidRequest(f"'status' must be one of {', '.join(PUBLIC_STATUSES)}.", param="status")
-    found, more = await _page(call, caller, query.get("after"), limit, order, query.get("model"), metadata, status)
+    found, more = await _page(
+        call, caller, query.get("after"), limit, order, query.get("model"), metadata, status
+    )
     data = list(await asyncio.gather(*(_item(call, c) for c in found)))
     return Reply(
         {
@@ -125,7 +127,9 @@ async def _page(
     statuses = None
     if status is not None:
         # The books call everything queued until it is settled; what it is meanwhile, Redis knows.
-        statuses = [State.QUEUED.value] if status in ("queued", "in_progress") else [status, State.QUEUED.value]
+        statuses = (
+            [State.QUEUED.value] if status in ("queued", "in_progress") else [status, State.QUEUED.value]
+        )
     found: list[Completion] = []
     while True:
         rows = await asyncio.to_thread(
@@ -170,11 +174,13 @@ async def update(call: Call) -> Reply:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict) or "metadata" not in body:
-        raise InvalidRequest("Send the new metadata as {\"metadata\": {…}}.", param="metadata")
+        raise InvalidRequest('Send the new metadata as {"metadata": {…}}.', param="metadata")
     extra = [name for name in cast("dict[str, Any]", body) if name != "metadata"]
     if extra:
         raise InvalidRequest(f"Only 'metadata' can be changed, not '{extra[0][:40]}'.", param=extra[0][:40])
-    metadata = validate_request({**_ANY_REQUEST, "metadata": cast("dict[str, Any]", body)["metadata"]}).metadata
+    metadata = validate_request(
+        {**_ANY_REQUEST, "metadata": cast("dict[str, Any]", body)["metadata"]}
+    ).metadata
     await _in_books(call, completion, ended=False)
     if not await asyncio.to_thread(call.context.books.set_metadata, completion.id, metadata):
         raise NotFound(f"There is no completion '{completion.id}'.", param="id")

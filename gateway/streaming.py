@@ -132,7 +132,9 @@ class EventStream:
                 await _piece(send, self._framing.broken(error))
             except Exception:
                 log.exception("%s: the stream of %s broke", call.request_id, self._follow.completion.id)
-                await _piece(send, self._framing.broken(TailraceError("Something went wrong here. Resume the stream.")))
+                await _piece(
+                    send, self._framing.broken(TailraceError("Something went wrong here. Resume the stream."))
+                )
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if not left:

@@ -88,7 +88,11 @@ class Catalog:
             data: Any = answer.json() if answer.status_code == 200 else None
             rows = cast("dict[str, Any]", data).get("data") if isinstance(data, dict) else None
             if isinstance(rows, list):
-                ids = [cast("dict[str, Any]", row).get("id") for row in cast("list[Any]", rows) if isinstance(row, dict)]
+                ids = [
+                    cast("dict[str, Any]", row).get("id")
+                    for row in cast("list[Any]", rows)
+                    if isinstance(row, dict)
+                ]
                 names = frozenset(i for i in ids if isinstance(i, str)) or None
         except (httpx.HTTPError, ValueError):
             keep = KEEP_FAILURE

@@ -169,9 +169,7 @@ class Submitter:
             raise NotFound("No completion with this Idempotency-Key in the last 24 hours: nothing to resume.")
         return reservation.id
 
-    async def by_fingerprint(
-        self, request: ChatCompletionRequest, caller: Caller, sample: int | None
-    ) -> str:
+    async def by_fingerprint(self, request: ChatCompletionRequest, caller: Caller, sample: int | None) -> str:
         """The one generation of an equal request that runs, or ended within the last hour.
 
         Raises NotFound where there is none, Conflict where there are several.
@@ -205,7 +203,11 @@ class Submitter:
     @staticmethod
     def _fingerprint(caller: Caller, resolved: Resolved, params: dict[str, Any], sample: int | None) -> str:
         return fingerprint(
-            tenant=caller.tenant, provider=resolved.provider, model=resolved.model, params=params, sample=sample
+            tenant=caller.tenant,
+            provider=resolved.provider,
+            model=resolved.model,
+            params=params,
+            sample=sample,
         )
 
     async def _index(self, caller: Caller, digest: str, completion_id: str) -> None:

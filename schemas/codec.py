@@ -84,7 +84,6 @@ class ChunkEncoder:
     ``finish_reason``; ``usage`` is the last one that the provider sent; ``error`` what it put in place of a chunk.
     """
 
-
     def __init__(self) -> None:
         self._head: Head | None = None
         self._fast_prefix: bytes | None = None
@@ -235,7 +234,7 @@ def _is_constant(choice: dict[str, Any]) -> bool:
 
 def _same_types(a: Any, b: Any) -> bool:
     """Equal values of equal types: 1, 1.0 and True are equal to Python and not to JSON."""
-    return not a and not b or dumps(a) == dumps(b)
+    return (not a and not b) or dumps(a) == dumps(b)
 
 
 def decode_item(item: bytes, head: Head) -> dict[str, Any]:

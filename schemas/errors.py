@@ -177,7 +177,12 @@ class ProviderError(TailraceError):
 
     def body(self) -> dict[str, Any]:
         return {
-            "error": {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
+            "error": {
+                "message": self.message,
+                "type": self.error_type,
+                "param": self.param,
+                "code": self.code,
+            }
         }
 
     def failure(self) -> Failure:

@@ -132,8 +132,8 @@ class _Choice:
 class _Call:
     """The inside of a call: ``name`` with ``arguments`` (a function) or ``input`` (a custom tool)."""
 
-    def __init__(self) -> None:
-        self.fields: dict[str, Any] = {}
+    def __init__(self, said: str = "arguments") -> None:
+        self.fields: dict[str, Any] = {"name": _Text(), said: _Text()}
 
     def add(self, fragment: dict[str, Any]) -> None:
         for name, value in fragment.items():
@@ -143,7 +143,7 @@ class _Call:
 
     @property
     def name(self) -> str:
-        name = self.fields.get("name")
+        name = self.fields["name"]
         return "".join(name) if isinstance(name, _Text) else ""
 
     def whole(self) -> dict[str, Any]:
@@ -163,7 +163,9 @@ class _ToolCall:
             elif name in ("function", "custom"):
                 inside = _dict(value)
                 if inside is not None:
-                    self.inside.setdefault(name, _Call()).add(inside)
+                    if name not in self.inside:
+                        self.inside[name] = _Call("input" if name == "custom" else "arguments")
+                    self.inside[name].add(inside)
             elif name != "index":
                 _replace(self.fields, name, value)
 
@@ -203,7 +205,7 @@ class _ToolCalls:
         if isinstance(index, int):
             call = self._by_index.get(index)
             # Several whole calls under one index: some providers number all of them 0.
-            if call is None or (id and id != call.id and call.named and _names(fragment)):
+            if call is None or (_differ(id, call.id) and call.named and _names(fragment)):
                 return self._new(index)
             return call
         if id:
@@ -224,6 +226,10 @@ class _ToolCalls:
 
     def whole(self) -> list[dict[str, Any]]:
         return [call.whole() for _, call in sorted(self._calls, key=lambda entry: entry[0])]
+
+
+def _differ(id: str, other: str) -> bool:
+    return bool(id and other and id != other)
 
 
 def _names(fragment: dict[str, Any]) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from kombu import Queue as BrokerQueue
+
 from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
@@ -15,6 +17,9 @@ from schemas.states import Queue
 GENERATE = "tailrace.generate"
 #: Periodic house-keeping, sent by Celery beat.
 HOUSEKEEPING = "tailrace.housekeeping"
+
+#: What a Redis broker's keys begin with.
+BROKER_PREFIX = "tailrace:{p0}:broker:"
 
 #: Seconds after which a broker socket that says nothing is given up; kombu's own default waits for ever.
 SOCKET_TIMEOUT = 15
@@ -58,7 +63,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     if settings.effective_broker_url.startswith(("redis", "rediss", "unix", "valkey")):
         config |= {
             "broker_transport_options": {
-                "global_keyprefix": "tailrace:{p0}:broker:",
+                "global_keyprefix": BROKER_PREFIX,
                 "socket_timeout": SOCKET_TIMEOUT,
                 "socket_connect_timeout": CONNECT_TIMEOUT,
                 "socket_keepalive": True,
@@ -69,5 +74,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
                 "visibility_timeout": 3600 * 24,
             },
             "worker_disable_prefetch": True,
+            # Taken is gone: a message that its worker loses is published again by its sequence number, and kombu's
+            # notes of unacknowledged messages would cost two transactions each.
+            "task_queues": [BrokerQueue(q.value, routing_key=q.value, no_ack=True) for q in Queue],
         }
     return config

@@ -462,16 +462,19 @@ def parse_request(body: bytes) -> ChatCompletionRequest:
 
 
 def validate_request(obj: Mapping[str, Any]) -> ChatCompletionRequest:
-    """The request in a decoded JSON object, such as the ``body`` of a batch row. Raises InvalidRequest."""
+    """The request in a decoded JSON object, such as the ``body`` of a batch row, under the rules for an HTTP body.
+
+    Raises InvalidRequest.
+    """
     try:
-        json.dumps(obj, ensure_ascii=False, allow_nan=False).encode()
+        body = json.dumps(obj, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise _not_json("a string holds half of a surrogate pair") from None
     except RecursionError:
         raise _not_json("it is nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise _not_json(str(error)) from None
-    return _validated(obj)
+    return parse_request(body)
 
 
 def _not_json(reason: str) -> InvalidRequest:

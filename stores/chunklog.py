@@ -171,7 +171,20 @@ class ChunkLog:
 
     @staticmethod
     def _state(generation: str, values: list[bytes | None]) -> LogState | None:
-        state, attempt, next_index, base, created_ms, head, info, end, cancel, ended_ms, leased_ms, metadata = values
+        (
+            state,
+            attempt,
+            next_index,
+            base,
+            created_ms,
+            head,
+            info,
+            end,
+            cancel,
+            ended_ms,
+            leased_ms,
+            metadata,
+        ) = values
         if state is None or info is None:
             return None
         record = decode_record(info)

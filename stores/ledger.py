@@ -51,7 +51,9 @@ class Ledger:
         Raises Unavailable, and SQLAlchemy's errors where the database is away: then the records stay.
         """
         keys = self._redis.keyspace[partition]
-        rows: list[Any] = await self._redis.command(partition, "XRANGE", keys.ledger, "-", "+", "COUNT", BATCH)
+        rows: list[Any] = await self._redis.command(
+            partition, "XRANGE", keys.ledger, "-", "+", "COUNT", BATCH
+        )
         if not rows:
             return 0
         records = [decode_record(row[1][1]) for row in rows]

@@ -62,6 +62,9 @@ class Append(IntEnum):
     GAP = -2
 
 
+_APPENDS = {code.value: code for code in Append}
+
+
 class EndResult(IntEnum):
     """What became of an end."""
 
@@ -107,9 +110,7 @@ class Scripts:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
 
-    async def accept(
-        self, record: Accepted, request: bytes, *, patience: float = PATIENCE
-    ) -> AcceptResult:
+    async def accept(self, record: Accepted, request: bytes, *, patience: float = PATIENCE) -> AcceptResult:
         """Take a completion in, with a generation of the same id. Raises Unavailable, also when memory is full."""
         keys = self.redis.keys(record.id)
         try:
@@ -129,7 +130,9 @@ class Scripts:
             )
         except hiredis.ReplyError as error:
             if str(error).startswith("OOM"):
-                raise Unavailable("Redis has no memory left for new work. Try again later.", retry_after=30) from None
+                raise Unavailable(
+                    "Redis has no memory left for new work. Try again later.", retry_after=30
+                ) from None
             raise
         return AcceptResult(bool(fresh), created_ms, seq)
 
@@ -139,7 +142,14 @@ class Scripts:
         await self.redis.command(keys.partition, "HDEL", keys.outbox, generation)
 
     async def claim(
-        self, generation: str, *, queue: str, worker: str, lease_ms: int, seq: int = 0, patience: float = HOLDER_PATIENCE
+        self,
+        generation: str,
+        *,
+        queue: str,
+        worker: str,
+        lease_ms: int,
+        seq: int = 0,
+        patience: float = HOLDER_PATIENCE,
     ) -> Claim | NotClaimed:
         keys = self.redis.keys(generation)
         answer = await self.redis.script(
@@ -168,16 +178,20 @@ class Scripts:
         return {g: Renewal(code) for g, code in zip(held, answer, strict=True)}
 
     async def append(self, generation: str, attempt: int, batch: Batch) -> Append:
-        keys = self.redis.keys(generation)
-        return Append(
-            await self.redis.script(
-                keys.partition,
-                _APPEND,
-                [keys.gen(generation), keys.log(generation), keys.channel(generation)],
-                [attempt, batch.first, batch.count, batch.items, batch.head],
-                patience=HOLDER_PATIENCE,
-            )
-        )
+        """Append chunks under an attempt number."""
+        partition = self.redis.partition(generation)
+        return (await self.append_all(partition, [(generation, attempt, batch)]))[0]
+
+    async def append_all(self, partition: int, appends: Sequence[tuple[str, int, Batch]]) -> list[Append]:
+        """Appends (generation, attempt, chunks) to several logs of one partition, in one call."""
+        keys = self.redis.keyspace[partition]
+        names: list[str] = []
+        args: list[Arg] = []
+        for generation, attempt, batch in appends:
+            names += (keys.gen(generation), keys.log(generation), keys.channel(generation))
+            args += (attempt, batch.first, batch.count, batch.items, batch.head)
+        answer = await self.redis.script(partition, _APPEND, names, args, patience=HOLDER_PATIENCE)
+        return [_APPENDS[code] for code in answer]
 
     async def end(
         self,
@@ -219,9 +233,7 @@ class Scripts:
             )
         )
 
-    async def cancel(
-        self, ended: Ended, queue: str
-    ) -> Literal["cancelled", "cancelling", "ended", "gone"]:
+    async def cancel(self, ended: Ended, queue: str) -> Literal["cancelled", "cancelling", "ended", "gone"]:
         """Cancel a generation; ``ended`` is what the ledger gets if it never ran."""
         generation = ended.generation
         keys = self.redis.keys(generation)

@@ -50,7 +50,9 @@ class Address(msgspec.Struct, frozen=True):
         """Raises ValueError for a URL of another kind."""
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ValueError(f"a Redis URL starts with redis://, rediss:// or unix://, not {parts.scheme or url!r}")
+            raise ValueError(
+                f"a Redis URL starts with redis://, rediss:// or unix://, not {parts.scheme or url!r}"
+            )
         username = unquote(parts.username) if parts.username else None
         password = unquote(parts.password) if parts.password else None
         if parts.scheme == "unix":

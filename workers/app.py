@@ -7,17 +7,16 @@ flow on the process's own asyncio loop (``workers/runtime.py``).
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Any
+from typing import cast
 
-from celery import Celery, bootsteps, signals
+from celery import Celery
 
-from schemas.errors import TailraceError
 from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
 from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
 from workers.runtime import Runtime
+from workers.steps import QuietConsumerStep, RuntimeStep
 
 log = logging.getLogger("tailrace.worker")
 
@@ -33,40 +32,8 @@ app.conf.beat_schedule = {
         "options": {"queue": Queue.BULK.value, "expires": HOUSEKEEPING_PERIOD},
     }
 }
-
-
-class RuntimeStep(bootsteps.StartStopStep):
-    """Starts the loop and the control thread before the worker takes its first message."""
-
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, parent: Any, **kwargs: Any) -> None:
-        super().__init__(parent, **kwargs)
-        self._runtime: Runtime | None = None
-
-    def start(self, parent: Any) -> None:
-        try:
-            self._runtime = Runtime(Settings())
-            self._runtime.start()
-        except TailraceError as error:
-            print(f"tailrace: {error}", file=sys.stderr, flush=True)
-            sys.exit(1)
-        app.runtime = self._runtime  # type: ignore[attr-defined]
-        signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
-
-    def stop(self, parent: Any) -> None:
-        if self._runtime is not None:
-            self._runtime.stop()
-            self._runtime = None
-
-    terminate = stop
-
-    def _on_shutdown(self, **_: Any) -> None:
-        if self._runtime is not None:
-            self._runtime.drain()
-
-
 app.steps["worker"].add(RuntimeStep)
+app.steps["consumer"].add(QuietConsumerStep)
 
 
 @app.task(name=GENERATE)
@@ -75,12 +42,14 @@ def generate(message: WakeUp) -> str:
     if message["v"] > VERSION:
         log.error("a message of version %s: update this worker", message["v"])
         return "newer"
-    runtime: Runtime = app.runtime  # type: ignore[attr-defined]
-    return runtime.generate(message["id"], message["queue"], message["seq"])
+    return _runtime().generate(message["id"], message["queue"], message["seq"])
 
 
 @app.task(name=HOUSEKEEPING)
 def housekeeping() -> int:
     """Drops texts that no stored completion points to; returns how many."""
-    runtime: Runtime = app.runtime  # type: ignore[attr-defined]
-    return runtime.books().drop_orphaned_results()
+    return _runtime().books().drop_orphaned_results()
+
+
+def _runtime() -> Runtime:
+    return cast("Runtime", app.runtime)  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from stores.scripts import EndResult, Renewal, Scripts
 log = logging.getLogger("tailrace.control")
 
 #: Between looks at an empty ledger, in seconds.
-DRAIN_PAUSE = 0.1
+DRAIN_PAUSE = 0.2
 #: Between looks for leases that ran out, in seconds.
 REAP_PAUSE = 1.0
 #: How long Redis must have been reachable beyond one lease before anything is reaped, in seconds.
@@ -110,7 +110,9 @@ class Control:
                 failing = False
                 await asyncio.sleep(pause)
             except (TailraceError, SQLAlchemyError, hiredis.ReplyError) as error:
-                self._reachable_since = None if not isinstance(error, SQLAlchemyError) else self._reachable_since
+                self._reachable_since = (
+                    None if not isinstance(error, SQLAlchemyError) else self._reachable_since
+                )
                 if not failing:
                     log.warning("%s: %s", job.__name__.strip("_"), error)
                 failing = True
@@ -125,7 +127,9 @@ class Control:
             by_partition.setdefault(self._redis.partition(generation), {})[generation] = attempt
         lease_ms = int(self._settings.lease_seconds * 1000)
         for partition, held in by_partition.items():
-            for generation, renewal in (await self._scripts.renew(partition, held, lease_ms=lease_ms)).items():
+            for generation, renewal in (
+                await self._scripts.renew(partition, held, lease_ms=lease_ms)
+            ).items():
                 if renewal is not Renewal.OK:
                     self._on_renewal(generation, held[generation], renewal)
         if self._reachable_since is None:
@@ -150,7 +154,10 @@ class Control:
         Not before Redis has been reachable for a lease and a margin: an outage must not look like dead workers.
         """
         now = asyncio.get_running_loop().time()
-        if self._reachable_since is None or now - self._reachable_since < self._settings.lease_seconds + REAP_MARGIN:
+        if (
+            self._reachable_since is None
+            or now - self._reachable_since < self._settings.lease_seconds + REAP_MARGIN
+        ):
             return
         for partition in list(self._led):
             keys = self._redis.keyspace[partition]
@@ -172,7 +179,9 @@ class Control:
             provider=state.info.provider,
             model=state.info.resolved_model,
             failure=Failure(
-                "worker_lost", "The worker that streamed this answer was lost. Send the request again.", status=502
+                "worker_lost",
+                "The worker that streamed this answer was lost. Send the request again.",
+                status=502,
             ),
         )
         if await self._scripts.end(ended, state.attempt, expired_only=True) is EndResult.ENDED:

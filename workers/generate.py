@@ -21,82 +21,14 @@ from schemas.errors import Failure, ProviderError, TailraceError
 from schemas.providers import Provider, Providers, upstream_body
 from schemas.records import Accepted, Ended, Usage, decode_record
 from schemas.states import State
-from stores.scripts import Append, Batch, Claim, EndResult, NotClaimed, Scripts
+from stores.scripts import Claim, EndResult, NotClaimed, Scripts
+from workers.logwriter import Appender, Fenced, LogWriter
 from workers.upstream import DONE, Patience, make_client, open_stream, provider_error
 
 log = logging.getLogger("tailrace.worker")
 
-#: Bytes that may wait for Redis before the provider's stream is no longer read.
-PENDING_LIMIT = 1024 * 1024
 #: Bytes of text that count as one token where the provider reports no usage.
 BYTES_PER_TOKEN = 4
-
-
-class Fenced(Exception):
-    """Another attempt has the generation by now: this one may write nothing more."""
-
-
-class LogWriter:
-    """Appends items under one attempt, one append in flight at a time."""
-
-    def __init__(self, scripts: Scripts, claim: Claim, encoder: ChunkEncoder, on_cancel: Any) -> None:
-        self._scripts = scripts
-        self._generation = claim.generation
-        self._attempt = claim.attempt
-        self._encoder = encoder
-        self._on_cancel = on_cancel
-        self._items: list[bytes] = []
-        self._size = 0
-        self._pump: asyncio.Task[None] | None = None
-        self.next = claim.next
-        self._head_sent = False
-
-    def put(self, items: list[bytes]) -> None:
-        """Take items to append. Raises Fenced where the last append was refused."""
-        self._items += items
-        for item in items:
-            self._size += len(item)
-        if self._pump is None:
-            self._pump = asyncio.create_task(self._run())
-        elif self._pump.done():
-            self._pump.result()
-            self._pump = asyncio.create_task(self._run())
-
-    @property
-    def full(self) -> bool:
-        return self._size > PENDING_LIMIT
-
-    async def flushed(self) -> None:
-        """Until nothing waits. Raises Fenced."""
-        if self._pump is not None:
-            await self._pump
-
-    async def rest(self) -> Batch:
-        """What is left for the end to carry. Raises Fenced."""
-        pump, self._pump = self._pump, None
-        if pump is not None:
-            self._stopping = True
-            await pump
-        return self._take()
-
-    _stopping = False
-
-    def _take(self) -> Batch:
-        items, self._items = self._items, []
-        self._size = 0
-        head = b"" if self._head_sent or not items else self._encoder.head
-        batch = Batch(self.next, len(items), b"\n".join(items), head)
-        self._head_sent = self._head_sent or bool(items)
-        self.next += len(items)
-        return batch
-
-    async def _run(self) -> None:
-        while self._items and not self._stopping:
-            code = await self._scripts.append(self._generation, self._attempt, self._take())
-            if code is Append.CANCEL_ASKED:
-                self._on_cancel()
-            elif code is not Append.OK:
-                raise Fenced
 
 
 class Generator:
@@ -111,6 +43,7 @@ class Generator:
         self._worker = worker
         self._lease_ms = lease_ms
         self._client: httpx.AsyncClient = make_client()
+        self._appender = Appender(scripts)
         self.held: dict[str, int] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, Failure | None] = {}
@@ -160,7 +93,7 @@ class Generator:
         assert isinstance(record, Accepted)
         encoder = ChunkEncoder()
         writer = LogWriter(
-            self._scripts, claim, encoder, lambda: self.cancel(claim.generation, claim.attempt)
+            self._appender, claim, encoder, on_cancel=lambda: self.cancel(claim.generation, claim.attempt)
         )
         state, failure = State.FAILED, None
         if claim.next > 0:
@@ -205,7 +138,9 @@ class Generator:
 
     async def _stream(self, work: Work, record: Accepted, encoder: ChunkEncoder, writer: LogWriter) -> None:
         provider = self._provider(record)
-        body = upstream_body(work.params, provider=provider, model=record.resolved_model, end_user=work.end_user)
+        body = upstream_body(
+            work.params, provider=provider, model=record.resolved_model, end_user=work.end_user
+        )
         with Patience(provider) as patience:
             try:
                 async with open_stream(self._client, provider, auth_headers(provider), body) as pieces:
@@ -216,7 +151,13 @@ class Generator:
                 raise
 
     async def _read(
-        self, provider: Provider, work: Work, encoder: ChunkEncoder, writer: LogWriter, patience: Patience, pieces: Any
+        self,
+        provider: Provider,
+        work: Work,
+        encoder: ChunkEncoder,
+        writer: LogWriter,
+        patience: Patience,
+        pieces: Any,
     ) -> None:
         done = False
         try:
@@ -237,7 +178,7 @@ class Generator:
                 if done:
                     return
                 if writer.full:
-                    await writer.flushed()
+                    await writer.settled()
         except ProviderError as error:
             # A connection that closes without ceremony after the whole answer has taken nothing with it.
             if not (error.code == "provider_truncated" and encoder.whole(work.choices)):
@@ -257,7 +198,8 @@ class Generator:
             return encoder.encode(data)
         except BadChunk as error:
             raise ProviderError(
-                f"The provider '{provider.name}' sent a chunk that is not usable: {error}", code="provider_bad_chunk"
+                f"The provider '{provider.name}' sent a chunk that is not usable: {error}",
+                code="provider_bad_chunk",
             ) from error
 
     def _provider(self, record: Accepted) -> Provider:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -28,6 +29,9 @@ from workers.generate import Generator
 
 log = logging.getLogger("tailrace.worker")
 
+#: How long a thread may keep the interpreter from the others, in seconds. Celery's thread and the streams' share it;
+#: with Python's own 5 ms each read of a stream could wait that long.
+SWITCH_INTERVAL = 0.0002
 #: How long running streams may go on after SIGTERM, in seconds; then they end as failed.
 GRACE = 4.0
 
@@ -48,6 +52,7 @@ class Runtime:
 
     def start(self) -> None:
         """Raises ConfigurationError and Unavailable."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
@@ -66,7 +71,9 @@ class Runtime:
         self._loop.close()
 
     async def _open(self) -> None:
-        self._redis = await Redis.open(self.settings.redis_url, partitions=self.settings.partitions, patience=30.0)
+        self._redis = await Redis.open(
+            self.settings.redis_url, partitions=self.settings.partitions, patience=30.0
+        )
         scripts = Scripts(self._redis)
         self.generator = Generator(
             scripts, self._providers, worker=self.worker, lease_ms=int(self.settings.lease_seconds * 1000)

@@ -27,7 +27,9 @@ DONE = b"[DONE]"
 
 def make_client(connections: int = 4096) -> httpx.AsyncClient:
     """The client for all provider calls of a process."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30.0)
+    limits = httpx.Limits(
+        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30.0
+    )
     return httpx.AsyncClient(transport=AiohttpTransport(limits=limits), timeout=None, follow_redirects=False)
 
 
@@ -61,11 +63,16 @@ class Patience:
     def error(self) -> ProviderError:
         limits = self._limits
         if self.expired == "total":
-            return ProviderError(f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout")
+            return ProviderError(
+                f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout"
+            )
         if self._limit == limits.between_chunks and self._heard > self._started:
-            return ProviderError(f"The provider sent nothing for {limits.between_chunks:g} s.", code="provider_stalled")
+            return ProviderError(
+                f"The provider sent nothing for {limits.between_chunks:g} s.", code="provider_stalled"
+            )
         return ProviderError(
-            f"The provider's first chunk did not come within {limits.first_chunk:g} s.", code="provider_timeout"
+            f"The provider's first chunk did not come within {limits.first_chunk:g} s.",
+            code="provider_timeout",
         )
 
     def _arm(self) -> None:
@@ -120,8 +127,9 @@ async def open_stream(
 
 
 async def _events(provider: Provider, response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    # The stream itself, where nothing is to be decompressed: httpx's own iterators cost 3 µs a chunk beside it.
     plain = "content-encoding" not in response.headers
-    pieces = response.aiter_raw() if plain else response.aiter_bytes()
+    pieces = cast("AsyncIterator[bytes]", response.stream if plain else response.aiter_bytes())
     try:
         if "text/event-stream" not in response.headers.get("content-type", "text/event-stream"):
             yield [_as_chunk(b"".join([piece async for piece in pieces])), DONE]
@@ -136,10 +144,13 @@ async def _events(provider: Provider, response: httpx.Response) -> AsyncIterator
             yield events
     except (httpx.HTTPError, OSError) as error:
         raise ProviderError(
-            f"The connection to the provider '{provider.name}' broke off: {_reason(error)}", code="provider_truncated"
+            f"The connection to the provider '{provider.name}' broke off: {_reason(error)}",
+            code="provider_truncated",
         ) from error
     except SSETooLarge as error:
-        raise ProviderError(f"The provider's stream is not usable: {error}.", code="provider_bad_chunk") from error
+        raise ProviderError(
+            f"The provider's stream is not usable: {error}.", code="provider_bad_chunk"
+        ) from error
 
 
 def _as_chunk(body: bytes) -> bytes:

@@ -1,0 +1,64 @@
+# What a person runs, and CI runs the same. Needs Python 3.11 or newer and make; everything else goes into $(VENV).
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run up test test-system lint types bench lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## everything that the project needs, into .venv
+	@:
+
+run: setup  ## the tour: a real model on the CPU, questions through the queue, a stream cut and resumed
+	@$(BIN)/tailrace demo $(ARGS)
+
+up: setup  ## the whole stack, with a local model, until Ctrl-C
+	@$(BIN)/tailrace up --local-model $(ARGS)
+
+test: setup  ## every test that needs no system package; ARGS="-k resume" narrows it
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-system: setup  ## the tests that need Chromium and redis-server
+	@$(BIN)/python -m pytest -m system $(ARGS)
+
+lint: setup  ## ruff, and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; exit 1; }
+	@$(BIN)/lint-imports --no-cache
+
+types: setup  ## pyright, strict
+	@$(BIN)/pyright --pythonpath $(BIN)/python $(ARGS)
+
+bench: setup  ## speed and size, against the targets
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: setup  ## resolve requirements.lock anew; ARGS=--upgrade takes newer versions
+	@$(BIN)/uv pip compile pyproject.toml --extra local-model --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
+		--quiet --output-file requirements.lock $(ARGS)
+
+clean:  ## remove .venv and whatever the tools left
+	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv comes from the lock like all the rest: its lines are cut out of it for pip, which checks the hash.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Tailrace needs Python 3.11 or newer; \
+	this is " + sys.version.split()[0] + ". Say which one to use: make PYTHON=python3.12 setup")'
+	@test -x $(BIN)/python || { echo "setup: $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@awk '/^[^ #]/ { mine = /^uv==/ } mine' requirements.lock > $(VENV)/uv.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
+	@echo "setup: $$(grep -c '^[a-z]' requirements.lock) packages from requirements.lock"
+	@$(BIN)/uv pip sync $(if $(shell test -t 2 && echo y),,--quiet) --python $(BIN)/python \
+		--require-hashes --no-build --strict requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "setup: done"

@@ -1,0 +1,89 @@
+"""``--profile``: py-spy beside a server while Tailrace streams, and where its time went."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+#: Samples a second.
+RATE = 250
+#: Lines of each summary.
+LINES = 30
+
+class Profiler:
+    """py-spy on one process. The file has py-spy's ``raw`` format (collapsed stacks), which speedscope and flamegraph.pl
+    open; ``native`` adds frames of C code."""
+
+    def __init__(self, name: str, pid: int, seconds: float, folder: Path, *, native: bool = False) -> None:
+        beside = Path(sys.executable).with_name("py-spy")
+        program = str(beside) if beside.exists() else shutil.which("py-spy")
+        if program is None:
+            raise RuntimeError("--profile needs py-spy: make setup installs it")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        self.file = folder / f"{name}.collapsed.txt"
+        self._process = subprocess.Popen(
+            [
+                program,
+                *("record", "--pid", str(pid), "--duration", str(max(1, round(seconds)))),
+                # Stopping a process with a hundred threads for every sample would measure the stopping, and reading
+                # them all takes longer than a sample may.
+                *("--nonblocking", "--gil", "--threads", "--rate", str(RATE)),
+                *("--format", "raw", "--output", str(self.file)),
+                *(("--native",) if native else ()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait(self) -> None:
+        """Until the file is written. Raises RuntimeError with what py-spy says."""
+        said, _ = self._process.communicate(timeout=60)
+        if self._process.returncode or not self.file.exists():
+            raise RuntimeError(f"py-spy: {said.strip()}")
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def summary(collapsed: str) -> str:
+    """The functions with most samples: by their own time, and with all that they call."""
+    threads: Counter[str] = Counter()
+    own: Counter[str] = Counter()
+    cumulative: Counter[str] = Counter()
+    total = 0
+    for line in collapsed.splitlines():
+        stack, _, count = line.rpartition(" ")
+        thread, *frames = stack.split(";")
+        frames = [_function(frame) for frame in frames] or ["?"]
+        samples = int(count)
+        total += samples
+        threads[_thread(thread)] += samples
+        own[frames[-1]] += samples
+        for frame in set(frames):
+            cumulative[frame] += samples
+    lines = [f"{total} samples of a thread that has the interpreter"]
+    for title, counts in (("threads", threads), ("own time", own), ("with callees", cumulative)):
+        lines.append(f"  {title}")
+        lines += [f"    {100 * n / total:5.1f}%  {frame}" for frame, n in counts.most_common(LINES)]
+    return "\n".join(lines)
+
+
+def _thread(frame: str) -> str:
+    """``thread (0x7F…): pool-1_17`` as ``pool-1``."""
+    name = frame.partition("): ")[2] or frame
+    return re.sub(r"[_-]\d+$", "", name)
+
+
+def _function(frame: str) -> str:
+    """``name (file.py:123)`` without the line."""
+    return frame.rpartition(":")[0] + ")" if frame.endswith(")") and ":" in frame else frame

@@ -1,0 +1,1 @@
+"""Alembic's revisions of the tables in ``schemas/tables.py``; ``stores.sql.migrate`` runs them."""

@@ -1,0 +1,5 @@
+"""``tailrace demo``."""
+
+
+def demo() -> None:
+    """x"""

@@ -1,0 +1,30 @@
+"""``tailrace migrate``: the database schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tailrace.cli.options import Home
+from tailrace.cli.server_side import database
+
+
+def migrate(
+    down: Annotated[
+        str | None,
+        typer.Option(
+            "--down", metavar="REV", help="Go back to this revision instead; 'base' empties the database."
+        ),
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Bring the database to the newest schema."""
+    with database(home) as engine:
+        from stores import sql
+
+        if down is None:
+            sql.migrate(engine)
+        else:
+            sql.downgrade(engine, down)
+        print(f"the database is at revision {sql.current_revision(engine) or 'base'}")

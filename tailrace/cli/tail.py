@@ -1,0 +1,44 @@
+"""``tailrace tail``: the text of a completion, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+
+import tailrace
+from tailrace.cli.options import Home
+
+#: Requests are tried again only this often: a person is waiting, and sees the error.
+RETRIES = 2
+
+
+def tail(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The completion.")],
+    start: Annotated[int, typer.Option("--from", metavar="N", min=0, help="Index of the first chunk.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line a chunk: its index and the chunk.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Print a completion's text as it comes, live or from the books."""
+    asyncio.run(_tail(tailrace.Client(home=home, retries=RETRIES), id, start, as_json))
+
+
+async def _tail(client: tailrace.Client, id: str, start: int, as_json: bool) -> None:
+    text = ""
+    try:
+        async with client, aclosing(client.completion(id).chunks(after=start - 1)) as chunks:
+            async for chunk in chunks:
+                if as_json:
+                    line = json.dumps({"index": chunk.index, "chunk": chunk.data}, ensure_ascii=False)
+                    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+                elif chunk.text:
+                    text = chunk.text.encode("utf-8", "replace").decode()
+                    print(text, end="", flush=True)
+    finally:
+        if text and not text.endswith("\n"):
+            print(flush=True)

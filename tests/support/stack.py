@@ -1,0 +1,347 @@
+"""The whole pipeline as processes: Valkey, the fake backend, the books, a gateway, and Celery workers.
+
+A session has one (the fixture ``stack``), and tests keep apart by tenants of their own. A test that harms its stack
+starts one for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import redis
+from sqlalchemy import Engine, func, select
+
+from schemas.keys import Keys
+from schemas.tables import completions, usage
+from stores.apikeys import ApiKeys
+from stores.books import Books, CompletionRow
+from stores.sql import make_engine, migrate
+from tests.support.api import Api
+from tests.support.backend import Backend
+from tests.support.leaks import leaks
+from tests.support.ports import free_port
+from tests.support.providers import write_providers
+from tests.support.valkey import ValkeyServer, wait_until
+
+ROOT = Path(__file__).parents[2]
+#: Streams that the interactive worker carries at once.
+CONCURRENCY = 320
+#: What the provider ``keyed`` wants to be sent.
+PROVIDER_KEY = "the-providers-own-key"
+#: The page that may read answers (``TAILRACE_CORS_ORIGINS``).
+ORIGIN = "http://app.example"
+#: Names that the default provider lists.
+MODELS = ("fake", "fake-b", "llama3:8b", "ft:gpt-4o:org::id", "org/model-1")
+SETTINGS: Mapping[str, str] = {
+    "KEEPALIVE_SECONDS": "0.3",
+    "LEASE_SECONDS": "3",
+    "RENEW_SECONDS": "0.5",
+    "MAX_BODY_BYTES": str(4 * 1024 * 1024),
+    "CORS_ORIGINS": ORIGIN,
+}
+START_SECONDS = 60.0
+#: What is in Redis but not the keys of the pipeline itself.
+NOT_OURS = ("broker:*",)
+
+
+@dataclass
+class Part:
+    """One process and the file that it writes to."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self, folder: Path) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def end(self, number: int, seconds: float = 15.0) -> None:
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def check(self) -> None:
+        if not self.alive:
+            raise RuntimeError(f"{self.name} ended:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+
+class Stack:
+    """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away."""
+
+    def __init__(
+        self,
+        *,
+        database_url: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        interactive: int = 1,
+        concurrency: int = CONCURRENCY,
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="tr-stack-", ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name)
+        self.database_url = database_url or f"sqlite:///{self.folder / 'books.db'}"
+        self.valkey = ValkeyServer()
+        self.backend = Backend(models=MODELS)
+        #: A provider that lists no models, and a place where none is.
+        self.silent = Backend(models=None)
+        self.nowhere = free_port()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._interactive = interactive
+        self._concurrency = concurrency
+        self._exit = ExitStack()
+        self.parts: dict[str, Part] = {}
+        self._tenants = 0
+
+    # ------------------------------------------------------------------------------------------ start and end
+
+    def start(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._exit.enter_context(self.valkey)
+            self._exit.enter_context(self.backend)
+            self._exit.enter_context(self.silent)
+            self.redis: redis.Redis = self._exit.enter_context(self.valkey.client())
+            self.engine: Engine = make_engine(self.database_url)
+            self._exit.callback(self.engine.dispose)
+            migrate(self.engine)
+            self.books = Books(self.engine)
+            self.keys = ApiKeys(self.engine)
+            self.environment = self._environment()
+            self._part("gateway", "gateway", "--port", str(self.port)).start(self.folder)
+            for number in range(self._interactive):
+                self.add_worker(f"interactive{number}", "interactive", self._concurrency, wait=False)
+            self.add_worker("bulk", "bulk", 4, wait=False)
+            self._ready(1 + self._interactive)
+            undo.pop_all()
+        return self
+
+    def _environment(self) -> dict[str, str]:
+        write_providers(
+            self.folder / "providers.toml",
+            {
+                "fake": {"base_url": self.backend.url, "timeout": _timeouts()},
+                "listed": {"base_url": self.backend.url, "models": ["fake", "only-here"]},
+                "silent": self.silent.url,
+                "keyed": {"base_url": self.backend.url, "api_key_env": "FAKE_API_KEY"},
+                "newer": {"base_url": self.backend.url, "max_tokens_field": "max_completion_tokens"},
+                "nowhere": {"base_url": f"http://127.0.0.1:{self.nowhere}/v1", "timeout": _timeouts(connect=1)},
+                "slow-to-begin": {"base_url": self.backend.url, "timeout": _timeouts(first_chunk=0.4)},
+                "stalls": {"base_url": self.backend.url, "timeout": _timeouts(between_chunks=0.4)},
+                "endless": {"base_url": self.backend.url, "timeout": _timeouts(total=0.8)},
+            },
+            aliases={"auto": ["fake:fake"], "team/best": ["fake:org/model-1", "fake:fake"]},
+        )
+        ours = {
+            "REDIS_URL": self.valkey.url,
+            "DATABASE_URL": self.database_url,
+            "PROVIDERS": str(self.folder / "providers.toml"),
+            "HOME": str(self.folder / "home"),
+            **self._settings,
+        }
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "FAKE_API_KEY": PROVIDER_KEY,
+            **{f"TAILRACE_{name}": value for name, value in ours.items() if value},
+        }
+
+    def _part(self, name: str, *arguments: str, **environment: str) -> Part:
+        command = [sys.executable, "-P", "-m", *arguments]
+        part = Part(name, command, {**self.environment, **environment}, self.folder / f"{name}.log")
+        self.parts[name] = part
+        return part
+
+    def add_worker(self, name: str, queue: str, concurrency: int, *, wait: bool = True) -> Part:
+        """One more worker process; ``wait`` until it takes work."""
+        before = self.workers_up()
+        part = self._part(
+            name,
+            *("celery", "-A", "workers.app", "worker", "-P", "custom", "-Q", queue),
+            *("-c", str(concurrency), "-n", f"{name}@%h", "-E", "--without-mingle", "--without-gossip"),
+            *("-l", "WARNING"),
+            CELERY_CUSTOM_WORKER_POOL="workers.pool:TaskPool",
+        )
+        part.start(self.folder)
+        if wait:
+            self._ready(before + 1)
+        return part
+
+    def workers_up(self) -> int:
+        """Worker processes whose loop listens to the control channel."""
+        channel = Keys(0).control
+        answer: Any = self.redis.execute_command("PUBSUB", "SHARDNUMSUB", channel)
+        # redis-py makes a dict of it, or leaves the list as it is.
+        return int(answer[channel] if isinstance(answer, dict) else answer[1])
+
+    def _ready(self, workers: int) -> None:
+        def ready() -> bool:
+            for part in self.parts.values():
+                part.check()
+            if self.workers_up() < workers:
+                return False
+            try:
+                return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(ready, START_SECONDS, "gateway and workers that are ready")
+
+    def close(self) -> None:
+        """End every process, servers last."""
+        for part in self.parts.values():
+            if part.process is not None and part.alive:
+                part.process.send_signal(signal.SIGTERM)
+        for part in self.parts.values():
+            part.end(signal.SIGTERM)
+        self._exit.close()
+        self.valkey.close()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------------------------------------- who calls
+
+    def tenant(self, name: str | None = None) -> str:
+        """A tenant's name that nobody has had."""
+        self._tenants += 1
+        return f"{name or 'tenant'}-{self._tenants}"
+
+    def key(self, tenant: str, name: str = "test") -> tuple[str, str]:
+        """A new key: its id and the key itself."""
+        row, plaintext = self.keys.create(name, tenant)
+        return row.id, plaintext
+
+    def api(self, tenant: str | None = None) -> Api:
+        """A client with a new key, of a new tenant where none is named. Close it, or use it in a ``with``."""
+        tenant = tenant or self.tenant()
+        return Api(self.url, self.key(tenant)[1], tenant=tenant, backend=self.backend)
+
+    # ------------------------------------------------------------------------------------- inside the pipeline
+
+    def state(self, completion_id: str) -> dict[str, str]:
+        """The generation's hash, empty where Redis has none."""
+        return dict(self.redis.hgetall(Keys(0).gen(completion_id)))  # type: ignore[arg-type]
+
+    def row(self, completion_id: str) -> CompletionRow | None:
+        return self.books.completion(completion_id)
+
+    def settled(self, *completion_ids: str) -> list[CompletionRow]:
+        """Wait until the books have the ends of these completions; their rows."""
+        rows: dict[str, CompletionRow] = {}
+
+        def known() -> bool:
+            for completion_id in completion_ids:
+                row = None if completion_id in rows else self.row(completion_id)
+                if row is not None and row.status.ended:
+                    rows[completion_id] = row
+            return len(rows) == len(set(completion_ids))
+
+        wait_until(known, what="end in the books")
+        return [rows[completion_id] for completion_id in completion_ids]
+
+    def forget(self, *completion_ids: str) -> None:
+        """As when the chunk logs' time is over: wait for the settling to set it, then let it be over now."""
+        self.settled(*completion_ids)
+        keys = Keys(0)
+        for completion_id in completion_ids:
+            names = (keys.gen(completion_id), keys.log(completion_id))
+            wait_until(lambda n=names: int(self.redis.pttl(n[0])) != -1, what="TTL")  # type: ignore[arg-type]
+            assert int(self.redis.pttl(names[1])) != -1, "the log outlives its state"  # type: ignore[arg-type]
+            self.redis.delete(*names)
+
+    def worker_of(self, completion_id: str) -> Part:
+        """The worker that has the completion's lease."""
+        pid = int(self.state(completion_id)["worker"].split(":")[1])
+        return next(part for part in self.parts.values() if part.process and part.pid == pid)
+
+    def queue_length(self, queue: str) -> int:
+        """Celery messages that no worker has taken yet."""
+        return int(self.redis.llen(f"tailrace:{{p0}}:broker:{queue}"))  # type: ignore[arg-type]
+
+    @contextmanager
+    def paused(self, name: str) -> Generator[None]:
+        """The process stands still (SIGSTOP) for as long as the ``with`` lasts."""
+        os.kill(self.parts[name].pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.parts[name].pid, signal.SIGCONT)
+
+    # ------------------------------------------------------------------------------------------------ the books
+
+    def balanced(self) -> list[str]:
+        """What is not as it must be once all work is done: each completion ended, and recorded once; no key left."""
+        wait_until(lambda: not self.redis.xlen(Keys(0).ledger), what="empty ledger")
+        with self.engine.connect() as connection:
+            open_ = connection.scalars(select(completions.c.id).where(completions.c.ended_ms.is_(None))).all()
+            accepted = connection.scalar(select(func.count()).select_from(completions))
+            recorded = connection.scalar(select(func.count()).select_from(usage))
+        found = [f"no end in the books: {completion_id}" for completion_id in open_]
+        if accepted != recorded:
+            found.append(f"{accepted} completions and {recorded} usage records")
+        return found + leaks(self.redis, allow=NOT_OURS, settled=True)
+
+    # ------------------------------------------------------------------------------------------------- the logs
+
+    def mark(self) -> dict[str, int]:
+        """Where each log ends now."""
+        return {name: part.log.stat().st_size for name, part in self.parts.items() if part.log.exists()}
+
+    def told_since(self, mark: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+        """What each process has written since then."""
+        for name, part in self.parts.items():
+            if part.log.exists():
+                with part.log.open("rb") as log:
+                    log.seek(mark.get(name, 0))
+                    text = log.read().decode(errors="replace")
+                if text:
+                    yield name, text
+
+
+def _timeouts(**changed: float) -> dict[str, float]:
+    return {"connect": 5, "first_chunk": 30, "between_chunks": 30, "total": 60, **changed}

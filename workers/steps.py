@@ -1,0 +1,93 @@
+"""What we add to Celery's worker: the runtime, and a consumer that talks less to its broker.
+
+Measured per task on a Redis broker: of 2.9 ms that Celery's thread took, 0.6 ms went into acknowledging messages that
+were never to be redelivered and 1.1 ms into publishing each task event by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import MethodType
+from typing import Any
+
+from celery import bootsteps, signals
+
+from schemas.errors import TailraceError
+from schemas.settings import Settings
+from workers.runtime import Runtime
+
+#: How long task events are gathered before they are published, in seconds.
+EVENTS_PAUSE = 0.25
+
+
+class RuntimeStep(bootsteps.StartStopStep):
+    """Starts the loop and the control thread before the worker takes its first message."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._runtime: Runtime | None = None
+
+    def start(self, parent: Any) -> None:
+        try:
+            self._runtime = Runtime(Settings())
+            self._runtime.start()
+        except TailraceError as error:
+            print(f"tailrace: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        parent.app.runtime = self._runtime
+        signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
+
+    def stop(self, parent: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.stop()
+            self._runtime = None
+
+    terminate = stop
+
+    def _on_shutdown(self, **_: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.drain()
+
+
+class QuietConsumerStep(bootsteps.StartStopStep):
+    """After each connection to the broker: no acknowledgement where none is kept, and events in bunches."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        channel = parent.task_consumer.channel
+        if parent.connection.transport.driver_type == "redis" and all(
+            queue.no_ack for queue in parent.task_consumer.queues
+        ):
+            # kombu's virtual channels send the acknowledgement of a message of a no_ack queue all the same.
+            channel.qos.ack = MethodType(_forget, channel.qos)
+        if parent.hub is not None and parent.event_dispatcher is not None:
+            parent.event_dispatcher.on_send_buffered = _Bunching(parent)
+
+    def stop(self, parent: Any) -> None:
+        if parent.event_dispatcher is not None:
+            parent.event_dispatcher.on_send_buffered = None
+
+
+def _forget(qos: Any, delivery_tag: str) -> None:
+    """In place of kombu's ``QoS.ack``, which would remove a note that was never made."""
+
+
+class _Bunching:
+    """Publishes buffered events once in ``EVENTS_PAUSE``; the dispatcher itself does when its buffer is full."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._waiting = False
+
+    def __call__(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._consumer.hub.call_later(EVENTS_PAUSE, self._flush)
+
+    def _flush(self) -> None:
+        self._waiting = False
+        if self._consumer.event_dispatcher is not None:
+            self._consumer.event_dispatcher.flush()
