@@ -1,4 +1,4 @@
-"""What a load generator is asked to do and what it answers; they cross its standard input and output as lines of JSON."""
+"""What a load generator is asked to do and what it answers: lines of JSON on its standard input and output."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Paced(msgspec.Struct, frozen=True, tag=True):
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
-    """A GET for each index in turn, ``count`` times; the client leaves at the first chunk. ``url`` ends in ``after=``."""
+    """A GET for each index in turn, ``count`` times; the client leaves at the first chunk. ``url`` ends so that an
+    index can follow."""
 
     url: str
     headers: dict[str, str]

@@ -8,8 +8,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Self
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self
 
 import msgspec
 import uvloop
@@ -88,7 +88,7 @@ async def _awaited(do: Callable[[Job], Awaitable[Done]], job: Job) -> Done:
     return await do(job)
 
 
-def post(target: Target, order: dict[str, object]) -> bytes:
+def post(target: Target, order: Mapping[str, Any]) -> bytes:
     """A request for a stream, as bytes."""
     body = {
         "model": target.model,

@@ -19,15 +19,9 @@ class Spent:
     bytes_out: int
 
     @property
-    def requests(self) -> int:
-        """Commands that clients sent, but for the meter's own: those that scripts ran are not among them."""
-        return sum(n for name, n in self.calls.items() if name in _FROM_CLIENTS)
-
-
-#: What Tailrace's processes send; everything else in the statistics is run by its scripts.
-_FROM_CLIENTS = frozenset(
-    "evalsha eval fcall ssubscribe sunsubscribe xrange brpop lpush ping xread hdel publish zadd exec".split()
-)
+    def scripts(self) -> int:
+        """Calls of scripts."""
+        return self.calls.get("evalsha", 0) + self.calls.get("eval", 0)
 
 
 class Meter:
@@ -47,7 +41,11 @@ class Meter:
         cpu_before, calls_before, in_before, out_before = self._last
         return Spent(
             {name: seconds - cpu_before[name] for name, seconds in cpu.items()},
-            {name: n - calls_before.get(name, 0) for name, n in calls.items() if n != calls_before.get(name, 0)},
+            {
+                name: n - calls_before.get(name, 0)
+                for name, n in calls.items()
+                if n != calls_before.get(name, 0)
+            },
             bytes_in - in_before,
             bytes_out - out_before,
         )

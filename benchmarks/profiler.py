@@ -8,15 +8,28 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 #: Samples a second.
 RATE = 250
 #: Lines of each summary.
 LINES = 30
 
+#: What every stack begins with.
+_BOILERPLATE = tuple(
+    f"({file})"
+    for file in (
+        *("threading.py", "click/core.py", "click/decorators.py", "<frozen runpy>"),
+        *("celery/__main__.py", "celery/bin/celery.py", "celery/bin/base.py", "celery/bin/worker.py"),
+        *("celery/bootsteps.py", "celery/worker/worker.py", "celery/worker/consumer/consumer.py"),
+        *("uvicorn/_compat.py", "uvicorn/server.py", "asyncio/runners.py", "gateway/__main__.py"),
+    )
+)
+
+
 class Profiler:
-    """py-spy on one process. The file has py-spy's ``raw`` format (collapsed stacks), which speedscope and flamegraph.pl
-    open; ``native`` adds frames of C code."""
+    """py-spy on one process, into a file of collapsed stacks, which speedscope and flamegraph.pl open. ``native`` adds
+    frames of C code."""
 
     def __init__(self, name: str, pid: int, seconds: float, folder: Path, *, native: bool = False) -> None:
         beside = Path(sys.executable).with_name("py-spy")
@@ -25,7 +38,7 @@ class Profiler:
             raise RuntimeError("--profile needs py-spy: make setup installs it")
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
-        self.file = folder / f"{name}.collapsed.txt"
+        self.file = file_of(name, folder)
         self._process = subprocess.Popen(
             [
                 program,
@@ -49,10 +62,17 @@ class Profiler:
         if self._process.returncode or not self.file.exists():
             raise RuntimeError(f"py-spy: {said.strip()}")
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+
+def file_of(name: str, folder: Path) -> Path:
+    return folder / f"{name}.collapsed.txt"
 
 
 def summary(collapsed: str) -> str:
@@ -69,7 +89,7 @@ def summary(collapsed: str) -> str:
         total += samples
         threads[_thread(thread)] += samples
         own[frames[-1]] += samples
-        for frame in set(frames):
+        for frame in {frame for frame in frames if not frame.endswith(_BOILERPLATE)}:
             cumulative[frame] += samples
     lines = [f"{total} samples of a thread that has the interpreter"]
     for title, counts in (("threads", threads), ("own time", own), ("with callees", cumulative)):

@@ -62,7 +62,8 @@ class Connection(asyncio.Protocol):
     @classmethod
     async def open(cls, url: str) -> Connection:
         at = urlsplit(url)
-        _, protocol = await asyncio.get_running_loop().create_connection(cls, at.hostname, at.port)
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_connection(cls, at.hostname or "", at.port or 80)
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -1,5 +1,5 @@
-"""The servers of a benchmark: the fake backend, and Tailrace as ``tailrace up`` starts it, on free ports, in a folder of
-their own that goes with them."""
+"""The servers of a benchmark: the fake backend, and Tailrace as ``tailrace up`` starts it. They have free ports, and a
+folder of their own that goes with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.providers import write_providers
 #: The project's folder, where the modules of the child processes are found.
 ROOT = Path(__file__).resolve().parent.parent
 #: How long a server may take to start and to stop, in seconds.
-START, STOP = 60.0, 10.0
+START, STOP = 120.0, 10.0
 
 
 class Server:
@@ -41,6 +41,7 @@ class Server:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.log = log
+        self._stopped = False
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -65,6 +66,10 @@ class Server:
         return self
 
     def stop(self) -> None:
+        """End it and whatever it started."""
+        if self._stopped:
+            return
+        self._stopped = True
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
             try:
@@ -81,7 +86,8 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("TAILRACE_", "OPENAI_", "CELERY_", "LITELLM_")) and not name.lower().endswith("_proxy")
+        if not name.startswith(("TAILRACE_", "OPENAI_", "CELERY_", "LITELLM_"))
+        and not name.lower().endswith("_proxy")
     } | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
@@ -96,6 +102,8 @@ class Stack:
     tailrace: Target
     redis_url: str
     key_id: str
+    backend_url: str
+    folder: Path
     tenant = "bench"
 
     def __init__(self) -> None:
@@ -117,6 +125,16 @@ class Stack:
     def url(self) -> str:
         """Tailrace's, without a path."""
         return self.tailrace.url.partition("/api/")[0]
+
+    @property
+    def pids(self) -> dict[str, int]:
+        servers = {
+            "worker": self.worker,
+            "gateway": self.gateway,
+            "valkey": self.valkey,
+            "backend": self.backend,
+        }
+        return {name: server.pid for name, server in servers.items()}
 
     def client(self) -> redis.Redis:
         """A new client of the stack's Valkey, for looking at it; close it."""
@@ -148,7 +166,7 @@ class Stack:
             "TAILRACE_REDIS_URL": self.redis_url,
             "TAILRACE_DATABASE_URL": database,
         }
-        self.valkey = self._part(Parts(self.folder, self.environment).valkey(port, password))
+        self.valkey = self._part(Parts(self.folder, self.environment).valkey(self.redis_url))
         sql.migrate(database)
         engine = sql.make_engine(database)
         key, plaintext = ApiKeys(engine).create("bench", self.tenant)

@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 
 from consumers.hub import Hub, LogReader
-from consumers.lookup import Completion, Finder
+from consumers.lookup import Completion, Finder, from_books, from_redis
 from schemas.codec import Renderer, chunks_of, split_items
 from schemas.errors import Conflict, Failure, GenerationFailed, NotFound, Restarted
 from schemas.fold import Fold
+from schemas.records import StoredLog
 from schemas.states import State
 from stores.books import Books
 from stores.chunklog import ChunkLog, Entry
@@ -31,14 +32,25 @@ BOOKS_PAGE = 512
 class Follow:
     """One reader's way through one completion. ``head`` may change with the first entry of a live log."""
 
-    def __init__(self, completion: Completion, *, expected: int, head: bytes) -> None:
+    def __init__(
+        self,
+        completion: Completion,
+        books: Books,
+        *,
+        expected: int,
+        head: bytes = b"{}",
+        reader: LogReader | None = None,
+        stored: StoredLog | None = None,
+    ) -> None:
         self.completion = completion
         self.expected = expected
         self.head = head
         self.end: EndEntry | None = None
-        self._reader: LogReader | None = None
+        self._books = books
+        self._reader = reader
         self._entries: list[Entry] = []
-        self._books: Books | None = None
+        if reader is None:
+            self._entries = self._stored_entries(completion, stored)
 
     @property
     def past_end(self) -> bool:
@@ -95,11 +107,32 @@ class Follow:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        assert self._books is not None
         row = await asyncio.to_thread(self._books.completion, self.completion.id)
-        if row is None or not row.ended_ms:
+        if row is None or row.ended_ms is None:
             raise NotFound(f"The completion '{self.completion.id}' is gone.")
-        return await stored_entries(self._books, self, State(row.status), row.failure)
+        stored = await asyncio.to_thread(self._books.stored_log, self.completion.generation)
+        return self._stored_entries(from_books(row), stored)
+
+    def _stored_entries(self, completion: Completion, stored: StoredLog | None) -> list[Entry]:
+        """What the books have after this reader's place, with the end. Raises NotFound where no text is kept."""
+        at = self.expected
+        entries: list[Entry] = []
+        if stored is not None:
+            self.head = stored.head
+            items = split_items(stored.items) if stored.items else []
+            items = items[max(0, at - stored.base) :]
+            entries.extend(
+                Entry(at + start, items[start : start + BOOKS_PAGE])
+                for start in range(0, len(items), BOOKS_PAGE)
+            )
+            at += len(items)
+        elif at < completion.next:
+            # A log without chunks has no text to keep; any other was not to be stored, or was deleted.
+            raise NotFound(f"The text of '{completion.id}' is not stored.")
+        failure = completion.failure
+        error = None if failure is None else msgspec.structs.asdict(failure)
+        entries.append(Entry(at, end=EndEntry(completion.state.value, error)))
+        return entries
 
 
 class Followers:
@@ -116,30 +149,24 @@ class Followers:
 
         Raises Conflict for an index that isn't there: past the tail of an unfinished log, or before ``base``.
         """
-        c = completion
-        follow = Follow(c, expected=after + 1, head=b"{}")
-        follow._books = self._books
-        if c.live is None:
-            _check_place(c, after, follow)
-            follow._entries = await stored_entries(self._books, follow, c.state, c.failure)
-            return follow
-        reader = self.hub.reader(c.generation, after)
+        if completion.live is None:
+            expected = first_index(completion, after)
+            stored = await asyncio.to_thread(self._books.stored_log, completion.generation)
+            return Follow(completion, self._books, expected=expected, stored=stored)
+        reader = self.hub.reader(completion.generation, after)
         try:
             state = await reader.open()
             if state is None:
-                row = await self.finder.find(c.id)
-                if row is None or row.live is not None:
-                    raise NotFound(f"The completion '{c.id}' is gone.")
-                return await self.open(row, after)
-            follow.completion = c = _refreshed(c, state.state, state.base, state.next, state.attempt)
-            _check_place(c, after, follow)
-            reader.expected = follow.expected
-            follow.head = state.head
-            follow._reader = reader
+                found = await self.finder.find(completion.id)
+                if found is None or found.live is not None:
+                    raise NotFound(f"The completion '{completion.id}' is gone.")
+                return await self.open(found, after)
+            found = from_redis(state)
+            reader.expected = first_index(found, after)
+            return Follow(found, self._books, expected=reader.expected, head=state.head, reader=reader)
         except BaseException:
             reader.close()
             raise
-        return follow
 
     async def prepare(self, generation: str) -> LogReader:
         """A reader of a generation that is about to be accepted; ``attach`` makes a follow of it."""
@@ -153,34 +180,10 @@ class Followers:
 
     def attach(self, reader: LogReader, completion: Completion) -> Follow:
         """The follow of a completion that was accepted after ``prepare``."""
-        follow = Follow(completion, expected=0, head=b"{}")
-        follow._books = self._books
-        follow._reader = reader
-        return follow
+        return Follow(completion, self._books, expected=0, reader=reader)
 
     async def close(self) -> None:
         await self.hub.close()
-
-
-async def stored_entries(books: Books, follow: Follow, state: State, failure: Failure | None) -> list[Entry]:
-    """The entries after the follow's place, from the books, with the end. Raises NotFound where no text is kept."""
-    stored = await asyncio.to_thread(books.stored_log, follow.completion.generation)
-    entries: list[Entry] = []
-    at = follow.expected
-    if stored is None:
-        # A log without chunks has no text to keep; any other was not to be stored, or was deleted.
-        if at < follow.completion.next:
-            raise NotFound(f"The text of '{follow.completion.id}' is not stored.")
-    else:
-        follow.head = stored.head
-        items = split_items(stored.items) if stored.items else []
-        items = items[max(0, at - stored.base) :]
-        for start in range(0, len(items), BOOKS_PAGE):
-            entries.append(Entry(at + start, items[start : start + BOOKS_PAGE]))
-        at += len(items)
-    error = None if failure is None else {f: getattr(failure, f) for f in failure.__struct_fields__}
-    entries.append(Entry(at, end=EndEntry(state.value, error)))
-    return entries
 
 
 def failure_of(end: EndEntry) -> Failure | None:
@@ -214,25 +217,24 @@ def renderer_for(completion: Completion, *, flat_logprobs: bool = False) -> Rend
     )
 
 
-def _refreshed(c: Completion, state: State, base: int, next_index: int, attempt: int) -> Completion:
-    return msgspec.structs.replace(c, state=state, base=base, next=next_index, attempt=attempt)
-
-
-def _check_place(c: Completion, after: int, follow: Follow) -> None:
+def first_index(completion: Completion, after: int) -> int:
+    """The index that a reader who has everything up to ``after`` starts at. Raises Conflict for a place that isn't."""
     if after == -1:
-        follow.expected = c.base
-        return
-    if after + 1 < c.base:
+        return completion.base
+    if after + 1 < completion.base:
         raise Conflict(
-            f"The answer was started again at index {c.base}; what you have of it does not belong to it. "
+            f"The answer was started again at index {completion.base}; what you have of it does not belong to it. "
             "Start from -1.",
             param="x-last-chunk-index",
             code="restarted",
         )
-    if not c.ended and after >= c.next:
+    if completion.ended:
+        return min(after + 1, completion.next)  # past the end there is the end
+    if after >= completion.next:
         raise Conflict(
-            f"Index {after} does not exist yet: the last one so far is {c.next - 1}. "
+            f"Index {after} does not exist yet: the last one so far is {completion.next - 1}. "
             "Send the index of the last chunk that you received.",
             param="x-last-chunk-index",
             code="index_out_of_range",
         )
+    return after + 1

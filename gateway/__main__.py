@@ -13,7 +13,7 @@ from schemas.errors import TailraceError
 from schemas.settings import Settings
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
@@ -26,10 +26,8 @@ def main() -> int:
     try:
         asyncio.run(_try(settings))
     except TailraceError as error:
-        print(f"tailrace: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"tailrace: {error}")
     serve(settings, host=options.host, port=options.port, log_level=options.log_level)
-    return 0
 
 
 async def _try(settings: Settings) -> None:
@@ -39,4 +37,4 @@ async def _try(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,15 +1,17 @@
-"""The ASGI app: which path is whose. Everything under ``/v1`` is also under ``/api/v1/llm``, and the other way round."""
+"""The ASGI app: which path is whose.
+
+Everything under ``/v1`` is also under ``/api/v1/llm``, and the other way round.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import completions, models, operations, stored
 from gateway.context import open_context
@@ -23,28 +25,40 @@ PREFIXES = ("/v1", "/api/v1/llm")
 EXPOSED = ["x-request-id", "x-completion-id", "x-cache", "age", "retry-after", "x-should-retry", "location"]
 
 
-def make_app(settings: Settings) -> Starlette:
+def make_app(settings: Settings) -> ASGIApp:
     """The app; it opens its connections when it starts and closes them when it stops."""
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         app.state.context = await open_context(settings)
         try:
             yield
         finally:
             await app.state.context.close()
 
+    api = [route for prefix in PREFIXES for route in _api(prefix)]
     routes = [
         Route("/healthz", Endpoint(GET=operations.healthz)),
         Route("/readyz", Endpoint(GET=operations.readyz)),
         Route("/openapi.json", Endpoint(GET=operations.openapi)),
         Route("/docs", Endpoint(GET=operations.docs)),
-        *(route for prefix in PREFIXES for route in _api(prefix)),
+        *api,
         Mount("/", _nothing_here),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, middleware=_cors(settings))
-    app.router.redirect_slashes = False
-    return app
+    routed = Starlette(routes=routes, lifespan=lifespan)
+    routed.router.redirect_slashes = False
+    plain = {route.path: route.app for route in api if "{" not in route.path}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Paths without parameters need no router, and our endpoints render their own errors.
+        endpoint = plain.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None:
+            await routed(scope, receive, send)
+        else:
+            scope["app"] = routed
+            await endpoint(scope, receive, send)
+
+    return _with_cors(app, settings)
 
 
 def _api(prefix: str) -> list[Route]:
@@ -61,20 +75,18 @@ def _api(prefix: str) -> list[Route]:
     ]
 
 
-def _cors(settings: Settings) -> list[Middleware]:
+def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if not origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-            max_age=600,
-        )
-    ]
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+        max_age=600,
+    )
 
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

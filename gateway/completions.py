@@ -78,7 +78,7 @@ async def stream(call: Call) -> Any:
 
 
 async def create(call: Call) -> Any:
-    """POST …/chat/completions: OpenAI's endpoint, streamed, whole, or answered at once with ``Prefer: respond-async``."""
+    """POST …/chat/completions: OpenAI's endpoint: streamed, whole, or at once with ``Prefer: respond-async``."""
     asked = await read_headers(call)
     request = parse_request(await call.body())
     if asked.after is not None:

@@ -64,7 +64,7 @@ async def open_context(settings: Settings) -> Context:
         keys=KeyRing(engine, settings.key_cache_seconds),
         catalog=catalog,
         publisher=publisher,
-        submitter=Submitter(redis, catalog, publisher),
+        submitter=Submitter(redis, catalog, publisher, books),
         followers=followers,
         finder=followers.finder,
         http=http,

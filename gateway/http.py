@@ -25,6 +25,10 @@ from schemas.errors import (
 
 log = logging.getLogger("tailrace.gateway")
 
+#: No index, limit or number of a sample is greater.
+MOST = 2**53
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,64}")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Headers = dict[str, str]
 
@@ -41,7 +45,9 @@ class Call:
         self.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7().hex}"
 
     def header(self, name: str) -> str | None:
-        return self.request.headers.get(name)
+        """The header's value; of one that was sent several times the values with commas, as RFC 9110 has it."""
+        values = self.request.headers.getlist(name)
+        return ", ".join(values) if values else None
 
     def path(self, name: str) -> str:
         return self.request.path_params[name]
@@ -158,10 +164,10 @@ class Endpoint:
 
 
 def integer(value: str, *, name: str, least: int) -> int:
-    """A header's or query parameter's integer. Raises InvalidRequest."""
+    """A header's or query parameter's integer; one beyond MOST is taken for MOST. Raises InvalidRequest."""
     text = value.strip()
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or int(text) < least:
+    if not _INTEGER.fullmatch(text) or int(text) < least:
         raise InvalidRequest(
             f"'{name}' must be an integer of at least {least}, not {value[:40]!r}.", param=name
         )
-    return int(text)
+    return min(int(text), MOST)

@@ -15,7 +15,7 @@ GRACE = 5
 
 
 class Protocol(HttpToolsProtocol):
-    """Answers a request that can't be parsed (a header with control characters, say) in the shape of every other error."""
+    """Answers what can't be parsed (a header with control characters, say) in the shape of every other error."""
 
     def send_400_response(self, msg: str) -> None:
         body = dumps(

@@ -19,6 +19,7 @@ from gateway.streaming import EventStream, SeedFraming
 from producers.submit import Caller
 from schemas.errors import Conflict, GenerationFailed, InvalidRequest, NotFound, Unavailable
 from schemas.fold import Fold
+from schemas.ids import is_completion_id
 from schemas.request import validate_request
 from schemas.states import PUBLIC_STATUSES, State
 from stores.apikeys import make_stream_token
@@ -54,16 +55,29 @@ async def present(call: Call, completion: Completion) -> dict[str, Any]:
         answer = await collect(follow, renderer_for(completion))
     else:
         answer = await _partial(follow)
-    merged = {**answer, **{k: v for k, v in body.items() if k != "choices"}}
-    if "usage" not in merged and completion.usage is not None:
-        tokens = completion.usage.tokens
-        merged["usage"] = {
+    merged = {"choices": [], **answer, **{k: v for k, v in body.items() if k != "choices"}}
+    if "usage" not in merged:
+        merged |= await _counted(call, completion)
+    return merged
+
+
+async def _counted(call: Call, completion: Completion) -> dict[str, Any]:
+    """The usage of a completion whose provider sent none; nothing before it is settled."""
+    usage = completion.usage
+    if usage is None:
+        row = await asyncio.to_thread(call.context.books.completion, completion.id)
+        usage = row.usage if row is not None else None
+    if usage is None:
+        return {}
+    tokens = usage.tokens
+    return {
+        "usage": {
             "prompt_tokens": tokens.prompt_tokens,
             "completion_tokens": tokens.completion_tokens,
             "total_tokens": tokens.total_tokens,
             "estimated": tokens.estimated,
         }
-    return merged
+    }
 
 
 async def _partial(follow: Follow) -> dict[str, Any]:
@@ -98,8 +112,11 @@ async def listing(call: Call) -> Reply:
     status = query.get("status")
     if status is not None and status not in PUBLIC_STATUSES:
         raise InvalidRequest(f"'status' must be one of {', '.join(PUBLIC_STATUSES)}.", param="status")
+    after = query.get("after")
+    if after is not None and not is_completion_id(after):
+        raise InvalidRequest("'after' must be the id of a completion.", param="after")
     found, more = await _page(
-        call, caller, query.get("after"), limit, order, query.get("model"), metadata, status
+        call, caller, after, limit, order, query.get("model"), metadata, status
     )
     data = list(await asyncio.gather(*(_item(call, c) for c in found)))
     return Reply(
@@ -144,8 +161,8 @@ async def _page(
             statuses=statuses,
         )
         for completion in await asyncio.gather(*(_current(call, from_books(row)) for row in rows)):
-            if status is None or completion.state.public == status:
-                found.append(completion)
+            if status in (None, completion.state.public):
+                found.append(completion)  # noqa: PERF401
         if len(found) > limit:
             return found[:limit], True
         if len(rows) <= limit:
@@ -171,7 +188,7 @@ async def update(call: Call) -> Reply:
     completion = await owned(call, await identify(call), call.path("id"))
     try:
         body: Any = msgspec.json.decode(await call.body())
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict) or "metadata" not in body:
         raise InvalidRequest('Send the new metadata as {"metadata": {…}}.', param="metadata")
@@ -248,15 +265,19 @@ async def token(call: Call) -> Reply:
     )
 
 
+def _place(call: Call) -> int:
+    """The index after which to read. A header says where the reader is now, the query where it began."""
+    for name in ("last-event-id", "x-last-chunk-index"):
+        value = call.header(name)
+        if value is not None:
+            return integer(value, name=name, least=-1)
+    return integer(call.request.query_params.get("after", "-1"), name="after", least=-1)
+
+
 async def stream(call: Call) -> Any:
     """GET …/{id}/stream?after=N: the seed's framing from any index. Past the end of a finished log: 204."""
     completion = await reader_of(call, call.path("id"))
-    query = call.request.query_params
-    last = call.header("last-event-id")
-    if last:
-        after = integer(last, name="last-event-id", least=-1)
-    else:
-        after = integer(query.get("after", "-1"), name="after", least=-1)
+    after = _place(call)
     follow = await call.context.followers.open(completion, after)
     headers = completion_headers(follow.completion)
     if follow.completion.ended and after >= follow.completion.next:

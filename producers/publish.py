@@ -102,7 +102,7 @@ class RedisPublisher:
     def _message(self, wake: WakeUp) -> bytes:
         sample = self._samples[wake["queue"]]
         generation = wake["id"]
-        arguments, options, embed = sample["body"]
+        _, options, embed = sample["body"]
         body = msgspec.json.encode([[wake], options, embed])
         headers = sample["headers"] | {
             "id": generation,

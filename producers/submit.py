@@ -1,8 +1,12 @@
-"""Accepting one completion: resolve, make the id, reserve, accept, put the message. Only then is the caller answered."""
+"""Accepting one completion: resolve, make the id, reserve, accept, put the message.
+
+Only then is the caller answered.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,9 +23,10 @@ from schemas.providers import Resolved
 from schemas.records import VERSION, Accepted, Ended
 from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
+from stores.books import Books
 from stores.chunklog import ChunkLog
 from stores.redis import Redis
-from stores.scripts import Scripts
+from stores.scripts import AcceptResult, Scripts
 
 #: How long an Idempotency-Key is remembered, in seconds.
 IDEMPOTENCY_TTL = 24 * 3600
@@ -79,12 +84,13 @@ def decode_work(data: bytes) -> Work:
 class Submitter:
     """Takes completions in. One for a process."""
 
-    def __init__(self, redis: Redis, catalog: Catalog, publisher: Publisher) -> None:
+    def __init__(self, redis: Redis, catalog: Catalog, publisher: Publisher, books: Books) -> None:
         self._redis = redis
         self._scripts = Scripts(redis)
         self._log = ChunkLog(redis)
         self.catalog = catalog
         self._publisher = publisher
+        self._books = books
 
     async def submit(
         self,
@@ -129,10 +135,21 @@ class Submitter:
             end_user=caller.end_user,
             choices=request.n_choices,
         )
-        beside = [self._index(caller, digest, completion_id)] if queue is Queue.INTERACTIVE else []
+        timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
+        accepting = asyncio.create_task(
+            self._scripts.accept(record, encode_work(work), timeout_ms=timeout_ms)
+        )
+        beside: list[Awaitable[None]] = []
+        if queue is Queue.INTERACTIVE:
+            beside.append(self._index(caller, digest, completion_id))
         if prepare is not None:
             beside.append(prepare(completion_id))
-        accepted, *_ = await asyncio.gather(self._scripts.accept(record, encode_work(work)), *beside)
+        try:
+            await asyncio.gather(accepting, *beside)
+        except Exception:
+            await self._take_back(accepting, record)
+            raise
+        accepted = accepting.result()
         if accepted.fresh:
             try:
                 await self._put(record, accepted.seq)
@@ -143,6 +160,12 @@ class Submitter:
         if idempotency_key is not None and reservation is not None:
             await self._confirm(caller, idempotency_key, reservation)
         return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
+
+    async def _take_back(self, accepting: asyncio.Task[AcceptResult], record: Accepted) -> None:
+        """Something beside the acceptance failed: no message is put, so what was accepted must not wait for one."""
+        with contextlib.suppress(Unavailable):
+            if (await accepting).fresh:
+                await self._scripts.cancel(never_ran(record), record.queue)
 
     async def _put(self, record: Accepted, seq: int) -> None:
         try:
@@ -183,8 +206,8 @@ class Submitter:
         )
         now_s, _ = await self._redis.command(keys.partition, "TIME")
         oldest = int(now_s) * 1000 - FINGERPRINT_WINDOW_MS
-        states = await asyncio.gather(*(self._log.state(m.decode()) for m in members))
-        alive = [s for s in states if s is not None and (s.ended_ms is None or s.ended_ms >= oldest)]
+        found = await asyncio.gather(*(self._runs_or_ended(m.decode(), oldest) for m in members))
+        alive = [completion_id for completion_id in found if completion_id is not None]
         if not alive:
             raise NotFound(
                 "Nothing to resume: no equal request runs or ended within the last hour. Send x-completion-id to "
@@ -196,9 +219,21 @@ class Submitter:
                 param="x-completion-id",
                 code="ambiguous_resume",
             )
-        return alive[0].info.id
+        return alive[0]
 
     # Inside
+
+    async def _runs_or_ended(self, generation: str, oldest_ms: int) -> str | None:
+        """The generation, if it runs or has ended since then; None for a deleted one too."""
+        state = await self._log.state(generation)
+        if state is not None:
+            ended_ms = state.ended_ms
+        else:  # its log's time in Redis is over
+            row = await asyncio.to_thread(self._books.completion, generation)
+            if row is None:
+                return None
+            ended_ms = row.ended_ms
+        return generation if ended_ms is None or ended_ms >= oldest_ms else None
 
     @staticmethod
     def _fingerprint(caller: Caller, resolved: Resolved, params: dict[str, Any], sample: int | None) -> str:
@@ -216,12 +251,13 @@ class Submitter:
         keys = self._redis.keys(name)
         index = keys.fingerprint(name)
         made_ms = int(completion_id.removeprefix("chatcmpl-")[:12], 16)
-        await asyncio.gather(
-            self._redis.command(keys.partition, "ZADD", index, made_ms, completion_id),
-            self._redis.command(keys.partition, "PEXPIRE", index, FINGERPRINT_TTL_MS),
-            self._redis.command(
-                keys.partition, "ZREMRANGEBYSCORE", index, "-inf", made_ms - FINGERPRINT_TTL_MS
-            ),
+        await self._redis.commands(
+            keys.partition,
+            [
+                ("ZADD", index, made_ms, completion_id),
+                ("PEXPIRE", index, FINGERPRINT_TTL_MS),
+                ("ZREMRANGEBYSCORE", index, "-inf", made_ms - FINGERPRINT_TTL_MS),
+            ],
         )
 
     @staticmethod

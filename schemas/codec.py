@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
 import msgspec
@@ -21,12 +21,15 @@ import msgspec
 _OURS = ("id", "object", "created", "model", "resolved_model", "resolved_provider")
 #: What a number's exponent may be where it doesn't fit a double; beyond it the chunk is refused as garbage.
 _MAX_EXPONENT = 4096
+#: How deep a chunk may be nested. Python's own limit depends on how deep its stack is already, and what a worker takes
+#: in every reader must be able to read.
+MAX_DEPTH = 256
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
-#: A JSON string that needs no second look: no surrogate escapes, nothing that could end it early.
-_PLAIN_STRING = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*"')
+#: A whole JSON string and nothing else. Possessive, so that a text of megabytes costs neither stack nor second looks.
+_STRING = re.compile(rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"')
 _EMPTY_HEAD = b"{}"
 
 
@@ -42,16 +45,21 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def loads(text: bytes | str) -> Any:
-    """Any JSON text as Python values, without loss: lone surrogates, integers of any size, floats beyond a double."""
+    """Any JSON text as Python values, without loss: lone surrogates, integers of any size, floats beyond a double.
+
+    Raises BadChunk for what is not JSON, for numbers of more than some 4,000 digits and for what is nested too deeply.
+    """
     try:
         return _decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     try:
         return json.loads(text, parse_float=_parse_float, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise BadChunk("not usable JSON: it is nested too deeply") from None
+    except ValueError as error:
         raise BadChunk(f"not JSON: {error}") from None
 
 
@@ -66,8 +74,11 @@ def dumps(value: Any) -> bytes:
 def _parse_float(text: str) -> float | int:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        exact = Decimal(text)
-        if exact.adjusted() > _MAX_EXPONENT:
+        try:
+            exact = Decimal(text)
+        except InvalidOperation:
+            exact = Decimal("Infinity")
+        if exact.is_infinite() or exact.adjusted() > _MAX_EXPONENT:
             raise ValueError(f"the number {text[:40]} is out of range")
         return int(exact)
     return value
@@ -99,6 +110,11 @@ class ChunkEncoder:
         """The head as JSON; ``{}`` before the first chunk."""
         return _EMPTY_HEAD if self._head is None else dumps(msgspec.to_builtins(self._head))
 
+    @property
+    def started(self) -> bool:
+        """Whether there was any chunk."""
+        return self._head is not None
+
     def whole(self, choices: int) -> bool:
         """Whether all ``choices`` that were asked for, and any that came beside them, have ended."""
         ended = self.finish_reasons.keys()
@@ -110,7 +126,7 @@ class ChunkEncoder:
         prefix = self._fast_prefix
         if prefix is not None and raw.startswith(prefix) and raw.endswith(self._fast_suffix):
             text = raw[len(prefix) : len(raw) - len(self._fast_suffix)]
-            if _PLAIN_STRING.fullmatch(text) is not None:
+            if _STRING.fullmatch(text) is not None:
                 if not text.isascii():
                     try:
                         text.decode()
@@ -124,6 +140,8 @@ class ChunkEncoder:
         chunk = loads(raw)
         if not isinstance(chunk, dict):
             raise BadChunk("a chunk must be a JSON object")
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(chunk) > MAX_DEPTH:
+            raise BadChunk(f"it is nested more than {MAX_DEPTH} levels deep")
         chunk = cast("dict[str, Any]", chunk)
         if chunk.get("error") is not None and not chunk.get("choices"):
             self.error = chunk["error"]
@@ -188,16 +206,28 @@ class ChunkEncoder:
 
     def _learn(self, raw: bytes, item: bytes) -> None:
         """Find where the text stands in the provider's own bytes, so that the next chunk needs no parsing."""
-        self._fast_prefix = None
-        if len(item) < 3 or raw.count(item) != 1 or b"\n" in raw:
+        if len(item) < 3 or raw.count(item) != 1:
             return
         at = raw.index(item)
         prefix, suffix = raw[:at], raw[at + len(item) :]
         # Proof by substitution: another text between the two must give just that text.
-        probe = loads(prefix + b'"\\u0001tailrace"' + suffix)
-        delta = probe["choices"][0].get("delta") if isinstance(probe, dict) and probe.get("choices") else None
-        if isinstance(delta, dict) and cast("dict[str, Any]", delta) == {"content": "\x01tailrace"}:
+        try:
+            probe: Any = loads(prefix + b'"\\u0001tailrace"' + suffix)
+            delta: Any = probe["choices"][0]["delta"]
+        except (BadChunk, LookupError):
+            return
+        if delta == {"content": "\x01tailrace"}:
             self._fast_prefix, self._fast_suffix = prefix, suffix
+
+
+def _depth(value: Any) -> int:
+    """How many objects and lists are inside each other."""
+    depth = 0
+    level: list[Any] = [value]
+    while containers := [cast("dict[Any, Any] | list[Any]", v) for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [child for c in containers for child in (c.values() if isinstance(c, dict) else c)]
+    return depth
 
 
 def _normal_choices(value: Any) -> list[dict[str, Any]]:
@@ -240,7 +270,7 @@ def _same_types(a: Any, b: Any) -> bool:
 def decode_item(item: bytes, head: Head) -> dict[str, Any]:
     """The chunk of one item, without the completion's own fields."""
     kind = item[:1]
-    if kind == b'"' or kind == b"~":
+    if kind in (b'"', b"~"):
         name, text = ("content", item) if kind == b'"' else ("reasoning_content", item[1:])
         choice = {"index": 0, "delta": {name: loads(text)}, "finish_reason": None, **head.choice}
         return {**head.top, "choices": [choice]}
@@ -250,7 +280,7 @@ def decode_item(item: bytes, head: Head) -> dict[str, Any]:
 
 
 def decode_head(data: bytes | str) -> Head:
-    value = loads(data) if data else {}
+    value: dict[str, Any] = loads(data) if data else {}
     return Head(top=value.get("top", {}), choice=value.get("choice", {}))
 
 
@@ -319,18 +349,21 @@ class Renderer:
 
     def is_usage_only(self, item: bytes) -> bool:
         """Whether the chunk carries usage and no choice: OpenAI's clients see it only if they asked."""
-        return item[0] == 0x7B and b'"choices":[]' in item and b'"usage"' in item
+        if item[0] != 0x7B or not item.endswith(b'"choices":[]}'):  # the encoder writes the choices last
+            return False
+        return loads(item).get("usage") is not None
 
     def _adorn(self, value: Any) -> Any:
-        choices: list[dict[str, Any]] = value if isinstance(value, list) else value.get("choices", [])
-        for choice in choices:
+        """The choices of an item, or the whole chunk, with what clients are promised beside what was sent."""
+        choices: Any = cast("Any", value) if isinstance(value, list) else value["choices"]
+        for choice in cast("list[dict[str, Any]]", choices):
             delta: dict[str, Any] = choice["delta"]
             if "reasoning_content" in delta:
                 delta.setdefault("reasoning", delta["reasoning_content"])
             logprobs = choice.get("logprobs")
             if self._flat and isinstance(logprobs, dict):
                 choice["logprobs"] = _flat_logprobs(cast("dict[str, Any]", logprobs))
-        return value
+        return cast("Any", value)
 
 
 def _flat_logprobs(logprobs: dict[str, Any]) -> dict[str, Any]:
@@ -338,7 +371,7 @@ def _flat_logprobs(logprobs: dict[str, Any]) -> dict[str, Any]:
     content = logprobs.get("content")
     if not isinstance(content, list):
         return logprobs
-    rows = [cast("dict[str, Any]", row) for row in cast("list[Any]", content) if isinstance(row, dict)]
+    rows = _dicts(cast("list[Any]", content))
     offsets: list[int] = []
     at = 0
     for row in rows:
@@ -348,10 +381,18 @@ def _flat_logprobs(logprobs: dict[str, Any]) -> dict[str, Any]:
         "tokens": [row.get("token") for row in rows],
         "token_logprobs": [row.get("logprob") for row in rows],
         "top_logprobs": [
-            {str(t.get("token")): t.get("logprob") for t in row.get("top_logprobs") or []} for row in rows
+            {str(top.get("token")): top.get("logprob") for top in _dicts(row.get("top_logprobs"))}
+            for row in rows
         ],
         "text_offset": offsets,
     } | logprobs
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; nothing of what is no list."""
+    if not isinstance(value, list):
+        return []
+    return [cast("dict[str, Any]", item) for item in cast("list[Any]", value) if isinstance(item, dict)]
 
 
 def chunks_of(items: Sequence[bytes], renderer: Renderer) -> Iterator[dict[str, Any]]:

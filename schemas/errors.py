@@ -146,6 +146,13 @@ class CacheMiss(TailraceError):
     code = "cache_miss"
 
 
+class DeadlineExceeded(TailraceError):
+    """The request's own ``timeout`` ran out: 504."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
 class ProviderError(TailraceError):
     """A model backend failed. ``provider_status`` is its HTTP status, None where there was no answer."""
 

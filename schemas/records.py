@@ -93,7 +93,7 @@ def decode_record(data: bytes | str) -> Record:
 
 
 class StoredLog(msgspec.Struct, frozen=True):
-    """A finished chunk log, as SQL keeps it: the items of the chunks ``base`` and up, one a line (see schemas/codec.py)."""
+    """A finished chunk log, as SQL keeps it: the items of the chunks ``base`` and up, one a line."""
 
     head: bytes
     items: bytes

@@ -41,7 +41,7 @@ from schemas.states import State
 from schemas.tables import attempts, completions, generations, results, usage
 from stores.sql import LOCK_BOOKS, among, insert_new, is_sqlite, lock, reading, writing
 
-#: zlib's level for chunk logs: a third of level 6's time for some tenths more bytes.
+#: zlib's level for chunk logs. Of 1 KB level 6 makes 5% fewer bytes in 40% more time; of long logs it takes longer.
 COMPRESSION = 1
 #: Results that one transaction of the sweep drops.
 SWEEP = 500
@@ -213,14 +213,16 @@ class Books:
     def drop_orphaned_results(self) -> int:
         """Drop every result that no stored completion points to, and say how many there were."""
         dropped = 0
+        some = select(_r.generation_id).where(_ORPHANED).limit(SWEEP)
         while True:
+            with reading(self.engine) as connection:  # without the lock, for this may take long
+                ids = [*connection.scalars(some)]
+            if not ids:
+                return dropped
             with writing(self.engine) as connection:
                 lock(connection, LOCK_BOOKS)
-                some = select(_r.generation_id).where(_ORPHANED).limit(SWEEP)
-                count = connection.execute(delete(results).where(_r.generation_id.in_(some))).rowcount
-            dropped += count
-            if count < SWEEP:
-                return dropped
+                still = delete(results).where(among(_r.generation_id), _ORPHANED)
+                dropped += connection.execute(still, {"ids": ids}).rowcount
 
     # Reading
 

@@ -111,16 +111,15 @@ class ChunkLog:
     async def read(
         self, generation: str, after: int, *, count: int = PAGE, patience: float = PATIENCE
     ) -> tuple[LogState | None, list[Entry], bool]:
-        """The state, up to ``count`` entries with chunks after index ``after`` (and the end), and whether there is more.
+        """The state, up to ``count`` entries after index ``after``, and whether there is more.
 
         The first entry may begin before ``after + 1``: entries hold several chunks.
         """
         keys = self.redis.keys(generation)
-        state_future = self.redis.command(
+        # The state is read first, so the entries are at least as new: an end in the state is in the entries too.
+        values = await self.redis.command(
             keys.partition, "HMGET", keys.gen(generation), *_FIELDS, patience=patience
         )
-        # The state is read first, so the entries are at least as new: an end in the state is in the entries too.
-        values = await state_future
         state = self._state(generation, values)
         if state is None:
             return None, [], False

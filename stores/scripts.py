@@ -110,8 +110,13 @@ class Scripts:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
 
-    async def accept(self, record: Accepted, request: bytes, *, patience: float = PATIENCE) -> AcceptResult:
-        """Take a completion in, with a generation of the same id. Raises Unavailable, also when memory is full."""
+    async def accept(
+        self, record: Accepted, request: bytes, *, timeout_ms: int = 0, patience: float = PATIENCE
+    ) -> AcceptResult:
+        """Take a completion in, with a generation of the same id; ``timeout_ms`` from now is its deadline, 0 is none.
+
+        Raises Unavailable, also when memory is full.
+        """
         keys = self.redis.keys(record.id)
         try:
             fresh, created_ms, seq = await self.redis.script(
@@ -125,7 +130,7 @@ class Scripts:
                     keys.seq(record.queue),
                     keys.queued(record.queue),
                 ],
-                [record.id, record.queue, request, open_record(record)],
+                [record.id, record.queue, request, open_record(record), timeout_ms],
                 patience=patience,
             )
         except hiredis.ReplyError as error:

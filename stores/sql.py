@@ -259,17 +259,21 @@ class _Among(FunctionElement[bool]):
     def __init__(self, column: ColumnElement[str]) -> None:
         super().__init__(column, bindparam("ids", type_=_Ids()))
 
+    def self_group(self, against: object = None) -> ColumnElement[bool]:
+        # Else SQLite is sent "… = 1", and uses no index.
+        return self
+
 
 @compiles(_Among, "postgresql")
 def _among_array(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
     column, ids = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} = ANY({ids})"
+    return f"({column} = ANY({ids}))"
 
 
 @compiles(_Among, "sqlite")
 def _among_json(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
     column, ids = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({ids}))"
+    return f"({column} IN (SELECT value FROM json_each({ids})))"
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,6 @@ from httpx_sse import EventSource, ServerSentEvent
 from tailrace import backoff
 from tailrace._http import Http, retry_after
 from tailrace.errors import (
-    APIError,
     CompletionCancelled,
     CompletionFailed,
     ConnectionFailed,
@@ -83,6 +82,8 @@ class Completion:
                     if not response.is_success:
                         await response.aread()
                         error = api_error(response.status_code, response.headers, response.content)
+                        if error.code == "restarted":
+                            raise Restarted(error.message, id=self.id)
                         if retry_after(response) is None:
                             raise error
                         raise _Interrupted(error)
@@ -150,11 +151,7 @@ class Completion:
         code, _, message = str(text).partition(": ")
         if code == "restarted":
             raise Restarted(message, id=self.id)
-        try:
-            completion = await self.retrieve()
-        except APIError:
-            raise CompletionFailed(message or code, id=self.id, code=code if message else None) from None
-        _raise_unless_answered(self.id, completion)
+        _raise_unless_answered(self.id, await self.retrieve())
         # The completion is alive or well: what failed is this way of reading it.
         raise _Interrupted(ConnectionFailed(f"the stream of {self.id} broke: {text}"))
 

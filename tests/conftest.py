@@ -29,6 +29,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     print_blob=True,
 )
+#: ``--hypothesis-profile=thorough``: the same properties with twenty times the examples.
+settings.register_profile("thorough", settings.get_profile("tailrace"), max_examples=2000)
 settings.load_profile("tailrace")
 
 

@@ -1,1 +1,4 @@
-"""The Celery app and its tasks: provider calls, streaming, lease renewal, the ledger drain. Nothing imports this room."""
+"""The Celery app and its tasks: provider calls, streaming, lease renewal, the ledger drain.
+
+Nothing imports this room: work reaches it by Celery task name.
+"""

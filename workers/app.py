@@ -15,7 +15,7 @@ from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
 from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
-from workers.runtime import Runtime
+from workers.runtime import STOPPING, Runtime
 from workers.steps import QuietConsumerStep, RuntimeStep
 
 log = logging.getLogger("tailrace.worker")
@@ -25,6 +25,9 @@ HOUSEKEEPING_PERIOD = 600.0
 
 app = Celery("tailrace")
 app.conf.update(celery_config(Settings()))
+# Remote control takes two connections from the pool, one after the other: as many threads as the pool is large, each
+# with one in hand, wait for each other for ever. Flower asks with up to 32 threads. A worker itself needs no pool.
+app.conf.broker_pool_limit = None
 app.conf.beat_schedule = {
     "housekeeping": {
         "task": HOUSEKEEPING,
@@ -42,7 +45,10 @@ def generate(message: WakeUp) -> str:
     if message["v"] > VERSION:
         log.error("a message of version %s: update this worker", message["v"])
         return "newer"
-    return _runtime().generate(message["id"], message["queue"], message["seq"])
+    outcome = _runtime().generate(message["id"], message["queue"], message["seq"])
+    if outcome == STOPPING:  # taken from its queue just then: it is for the next worker
+        generate.apply_async(args=(message,), queue=message["queue"], task_id=message["id"])
+    return outcome
 
 
 @app.task(name=HOUSEKEEPING)

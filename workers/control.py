@@ -1,4 +1,4 @@
-"""The control thread of a worker process: lease renewal, the ledger drain, and the end of generations whose worker died.
+"""The control thread of a worker process: lease renewal, the ledger drain, the end of generations whose worker died.
 
 It has an event loop of its own, so nothing here waits behind streams. Each partition's ledger and lease index have one
 leader among all worker processes, by an expiring lock that fences what it does.

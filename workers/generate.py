@@ -17,7 +17,7 @@ import msgspec
 from producers.catalog import auth_headers
 from producers.submit import Work, decode_work
 from schemas.codec import BadChunk, ChunkEncoder
-from schemas.errors import Failure, ProviderError, TailraceError
+from schemas.errors import DeadlineExceeded, Failure, ProviderError, TailraceError
 from schemas.providers import Provider, Providers, upstream_body
 from schemas.records import Accepted, Ended, Usage, decode_record
 from schemas.states import State
@@ -27,6 +27,8 @@ from workers.upstream import DONE, Patience, make_client, open_stream, provider_
 
 log = logging.getLogger("tailrace.worker")
 
+#: How long the bytes after ``[DONE]`` are waited for, in seconds.
+LAST_BYTES = 0.02
 #: Bytes of text that count as one token where the provider reports no usage.
 BYTES_PER_TOKEN = 4
 
@@ -141,7 +143,7 @@ class Generator:
         body = upstream_body(
             work.params, provider=provider, model=record.resolved_model, end_user=work.end_user
         )
-        with Patience(provider) as patience:
+        with Patience(provider, await self._time_left(record)) as patience:
             try:
                 async with open_stream(self._client, provider, auth_headers(provider), body) as pieces:
                     await self._read(provider, work, encoder, writer, patience, pieces)
@@ -149,6 +151,17 @@ class Generator:
                 if patience.expired is not None:
                     raise patience.error() from None
                 raise
+
+    async def _time_left(self, record: Accepted) -> float | None:
+        """Seconds to the request's deadline by Redis's clock; None without one. Raises DeadlineExceeded past it."""
+        if record.deadline_ms is None:
+            return None
+        redis = self._scripts.redis
+        seconds, micros = await redis.command(redis.partition(record.generation), "TIME")
+        left = record.deadline_ms / 1000 - (int(seconds) + int(micros) / 1e6)
+        if left <= 0:
+            raise DeadlineExceeded("The deadline passed before the request was sent to a provider.")
+        return left
 
     async def _read(
         self,
@@ -176,6 +189,11 @@ class Generator:
                 if encoder.error is not None:
                     raise provider_error(provider.name, encoder.error)
                 if done:
+                    await _drain(pieces)
+                    if not encoder.started:
+                        raise ProviderError(
+                            f"The provider '{provider.name}' sent no chunk.", code="provider_empty"
+                        )
                     return
                 if writer.full:
                     await writer.settled()
@@ -210,6 +228,14 @@ class Generator:
                 code="provider_unknown",
             )
         return provider
+
+
+async def _drain(pieces: Any) -> None:
+    """Read the end of the response, so that its connection can serve the next one; nearly always it is there."""
+    with contextlib.suppress(TimeoutError, TailraceError):
+        async with asyncio.timeout(LAST_BYTES):
+            async for _ in pieces:
+                pass
 
 
 def _usage(encoder: ChunkEncoder, work: Work) -> Usage:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
 
@@ -39,8 +38,8 @@ class TaskPool(ThreadPool):
         callback: Callable[..., Any] | None = None,
         accept_callback: Callable[..., Any] | None = None,
         **options: Any,
-    ) -> ApplyResult:
-        result = super().on_apply(target, args, kwargs, callback, accept_callback, **options)
+    ) -> Any:
+        result: Any = super().on_apply(target, args, kwargs, callback, accept_callback, **options)
         result.f.add_done_callback(self._wake)
         return result
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
 import uvloop
@@ -34,6 +34,10 @@ log = logging.getLogger("tailrace.worker")
 SWITCH_INTERVAL = 0.0002
 #: How long running streams may go on after SIGTERM, in seconds; then they end as failed.
 GRACE = 4.0
+#: How long they may then take to say so in Redis, in seconds; a lease that runs out says it for those that can't.
+LAST_WORDS = 5.0
+#: What becomes of a message that comes once the process is to stop.
+STOPPING = "stopping"
 
 
 class Runtime:
@@ -49,6 +53,7 @@ class Runtime:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._stopping = False
+        self._attempts: set[Future[str]] = set()
 
     def start(self) -> None:
         """Raises ConfigurationError and Unavailable."""
@@ -62,7 +67,7 @@ class Runtime:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._open())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (start raises it in the thread that asked)
             self._error = error
             self._ready.set()
             return
@@ -91,10 +96,17 @@ class Runtime:
         self._control.start()
 
     def generate(self, generation: str, queue: str, seq: int) -> str:
-        """One attempt, from a pool thread; returns when it has ended."""
+        """One attempt, from a pool thread; returns when it has ended, or STOPPING where none was made."""
         if self._stopping:
-            return "stopping"
-        return self.submit(self.generator.run(generation, queue, seq)).result()
+            return STOPPING
+        attempt = self.submit(self.generator.run(generation, queue, seq))
+        self._attempts.add(attempt)
+        try:
+            return attempt.result()
+        except CancelledError:
+            return "stopped"
+        finally:
+            self._attempts.discard(attempt)
 
     def submit(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -104,6 +116,8 @@ class Runtime:
 
     def drain(self) -> None:
         """SIGTERM: let running streams end for a while, then end them. Returns at once."""
+        if self._stopping:
+            return
         self._stopping = True
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
@@ -115,7 +129,11 @@ class Runtime:
         self._loop.call_soon_threadsafe(self.generator.stop, failure)
 
     def stop(self) -> None:
-        """After the last task."""
+        """When no new task comes: see the running ones off, whose pool waits for them without bound."""
+        self.drain()
+        _, late = wait(list(self._attempts), GRACE + LAST_WORDS)
+        for attempt in late:
+            attempt.cancel()
         self._control.stop()
         self.submit(self._close()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -34,8 +34,7 @@ class RuntimeStep(bootsteps.StartStopStep):
             self._runtime = Runtime(Settings())
             self._runtime.start()
         except TailraceError as error:
-            print(f"tailrace: {error}", file=sys.stderr, flush=True)
-            sys.exit(1)
+            sys.exit(f"tailrace: {error}")
         parent.app.runtime = self._runtime
         signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
 

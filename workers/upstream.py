@@ -7,15 +7,15 @@ httpx's own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from schemas.codec import BadChunk, dumps, loads
-from schemas.errors import ProviderError
+from schemas.errors import DeadlineExceeded, ProviderError, TailraceError
 from schemas.providers import Provider
 from schemas.sse import SSEParser, SSETooLarge
 
@@ -30,21 +30,25 @@ def make_client(connections: int = 4096) -> httpx.AsyncClient:
     limits = httpx.Limits(
         max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30.0
     )
-    return httpx.AsyncClient(transport=AiohttpTransport(limits=limits), timeout=None, follow_redirects=False)
+    return httpx.AsyncClient(transport=AiohttpTransport(limits=limits), follow_redirects=False)
 
 
 class Patience:
     """The timeouts of one attempt: to the first chunk, between chunks, in all. A timer cancels the task that waits.
 
+    ``left`` is what the request's own deadline leaves, in seconds.
+
     A chunk only notes the time; the timer looks at the note when it fires, so a chunk costs no timer.
     """
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, left: float | None = None) -> None:
         self._limits = provider.timeout
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._started = self._heard = self._loop.time()
         self._limit = self._limits.first_chunk
+        self._total = self._limits.total if left is None else min(left, self._limits.total)
+        self._deadline = left is not None and left <= self._limits.total
         self._timer: asyncio.TimerHandle | None = None
         self.expired: str | None = None
 
@@ -52,7 +56,7 @@ class Patience:
         self._heard = self._loop.time()
         self._limit = self._limits.between_chunks
 
-    def __enter__(self) -> Patience:
+    def __enter__(self) -> Self:
         self._arm()
         return self
 
@@ -60,9 +64,11 @@ class Patience:
         if self._timer is not None:
             self._timer.cancel()
 
-    def error(self) -> ProviderError:
+    def error(self) -> TailraceError:
         limits = self._limits
         if self.expired == "total":
+            if self._deadline:
+                return DeadlineExceeded("The request's 'timeout' ran out before the answer was whole.")
             return ProviderError(
                 f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout"
             )
@@ -76,12 +82,12 @@ class Patience:
         )
 
     def _arm(self) -> None:
-        at = min(self._heard + self._limit, self._started + self._limits.total)
+        at = min(self._heard + self._limit, self._started + self._total)
         self._timer = self._loop.call_at(at, self._look)
 
     def _look(self) -> None:
         now = self._loop.time()
-        if now >= self._started + self._limits.total:
+        if now >= self._started + self._total:
             self.expired = "total"
         elif now >= self._heard + self._limit:
             self.expired = "silence"
@@ -95,7 +101,7 @@ class Patience:
 @asynccontextmanager
 async def open_stream(
     client: httpx.AsyncClient, provider: Provider, headers: dict[str, str], body: bytes
-) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+) -> AsyncGenerator[AsyncGenerator[list[bytes]]]:
     """POST a request and yield an iterator over lists of events' data, in the pieces that the network brings.
 
     ``[DONE]`` comes as it is. Raises ProviderError, then or while iterating.
@@ -126,7 +132,7 @@ async def open_stream(
         await response.aclose()
 
 
-async def _events(provider: Provider, response: httpx.Response) -> AsyncIterator[list[bytes]]:
+async def _events(provider: Provider, response: httpx.Response) -> AsyncGenerator[list[bytes]]:
     # The stream itself, where nothing is to be decompressed: httpx's own iterators cost 3 µs a chunk beside it.
     plain = "content-encoding" not in response.headers
     pieces = cast("AsyncIterator[bytes]", response.stream if plain else response.aiter_bytes())
@@ -163,13 +169,21 @@ def _as_chunk(body: bytes) -> bytes:
         ) from None
     if isinstance(answer, dict):
         answer = cast("dict[str, Any]", answer)
-        for choice in answer.get("choices") or []:
+        choices: Any = answer.get("choices")
+        for choice in cast("list[Any]", choices if isinstance(choices, list) else []):
             if isinstance(choice, dict) and "message" in choice:
-                message = choice.pop("message")
-                for position, call in enumerate((message or {}).get("tool_calls") or []):
-                    call.setdefault("index", position)
-                choice["delta"] = message
+                _as_delta(cast("dict[str, Any]", choice))
     return dumps(answer)
+
+
+def _as_delta(choice: dict[str, Any]) -> None:
+    """Turn a choice's whole ``message`` into a ``delta``, in which tool calls have an index."""
+    message: Any = choice.pop("message")
+    calls: Any = cast("dict[str, Any]", message).get("tool_calls") if isinstance(message, dict) else None
+    for position, call in enumerate(cast("list[Any]", calls if isinstance(calls, list) else [])):
+        if isinstance(call, dict):
+            cast("dict[str, Any]", call).setdefault("index", position)
+    choice["delta"] = message
 
 
 async def _refusal(provider: Provider, response: httpx.Response) -> ProviderError:

@@ -1,10 +1,10 @@
 #!lua
 -- Accept one completion and its generation: state and outbox in one step. The same id again changes nothing.
 -- KEYS gen req outbox ledger seq queued
--- ARGV id queue request record
+-- ARGV id queue request record timeout_ms (0: no deadline)
 -- Returns {1, created_ms, seq}, or {0, created_ms, seq} where the generation is there already.
 local gen, req, outbox, ledger, seq_key, queued = unpack(KEYS)
-local id, queue, request, record = unpack(ARGV)
+local id, queue, request, record, timeout_ms = unpack(ARGV)
 local known = redis.call('HMGET', gen, 'created_ms', 'seq')
 if known[1] then
   return {0, tonumber(known[1]), tonumber(known[2])}
@@ -12,7 +12,11 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local seq = redis.call('INCR', seq_key)
-local info = record .. ',"created_ms":' .. string.format('%d', now) .. '}'
+local info = record .. ',"created_ms":' .. string.format('%d', now)
+if tonumber(timeout_ms) > 0 then
+  info = info .. ',"deadline_ms":' .. string.format('%d', now + timeout_ms)
+end
+info = info .. '}'
 redis.call('HSET', gen, 'v', 1, 'state', 'queued', 'queue', queue, 'seq', seq, 'attempt', 0, 'next', 0, 'base', 0,
   'created_ms', now, 'info', info)
 redis.call('SET', req, request)

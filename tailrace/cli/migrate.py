@@ -20,7 +20,7 @@ def migrate(
     home: Home = None,
 ) -> None:
     """Bring the database to the newest schema."""
-    with database(home) as engine:
+    with database(home, migrated=False) as engine:
         from stores import sql
 
         if down is None:

@@ -30,21 +30,29 @@ def database_url(home: Path | None) -> str:
 
 
 @contextmanager
-def database(home: Path | None) -> Generator[Engine]:
-    """The database, open; what the server's own modules raise comes out as TailraceError."""
+def database(home: Path | None, *, migrated: bool = True) -> Generator[Engine]:
+    """The database, open; what the server's own modules raise comes out as TailraceError.
+
+    ``migrated``: it must have the tables of this version.
+    """
     url = database_url(home)
+    from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
     from schemas.errors import TailraceError as ServerError
-    from stores.sql import make_engine
+    from stores.sql import check_schema, make_engine
 
     try:
         engine = make_engine(url)
         try:
+            if migrated:
+                check_schema(engine)
             yield engine
         finally:
             engine.dispose()
     except ServerError as error:
         raise TailraceError(error.message) from None
+    except CommandError as error:
+        raise TailraceError(str(error)) from None
     except SQLAlchemyError as error:
         raise TailraceError(f"the database refused: {getattr(error, 'orig', None) or error}") from None

@@ -18,6 +18,19 @@ def without_password(url: str) -> str:
     return re.sub("//[^/@]*@", "//***@", url)
 
 
+def settings() -> None:
+    """Raises StackError for a ``TAILRACE_*`` variable with a value that can't be used."""
+    from pydantic import ValidationError
+
+    from schemas.settings import Settings
+
+    try:
+        Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise StackError(f"TAILRACE_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+
+
 async def redis(url: str) -> None:
     """Raises StackError unless a Redis or Valkey that we can work with answers there."""
     from schemas.errors import TailraceError
@@ -48,7 +61,7 @@ async def broker(url: str) -> None:
         raise StackError(f"TAILRACE_BROKER_URL: no broker at {without_password(url)}: {reason}") from None
 
 
-def database(url: str, known_key: str | None) -> str:
+def database(url: str, known_key: str) -> str:
     """Migrate, and give an API key that works: the known one, or a new one. Raises StackError."""
     from schemas.errors import TailraceError, Unauthenticated
     from stores.apikeys import ApiKeys, KeyRing

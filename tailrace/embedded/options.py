@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tailrace.errors import TailraceError
@@ -18,7 +19,10 @@ class StackError(TailraceError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """``port`` 0 takes any free one. ``say`` gets the lines about progress, ``warn`` those about trouble."""
+    """``port`` 0 takes any free one. ``say`` gets the lines about progress, ``warn`` those about trouble.
+
+    ``environment`` is where ``TAILRACE_*`` is looked up, and what the processes inherit.
+    """
 
     home: Path
     say: Callable[[str], None]
@@ -29,3 +33,4 @@ class Options:
     concurrency: int = CONCURRENCY
     flower: bool = True
     local_model: bool = False
+    environment: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))

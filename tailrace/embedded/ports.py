@@ -29,8 +29,9 @@ def check(host: str, port: int) -> None:
 
 
 def pick(preferred: int, taken: set[int], host: str = "127.0.0.1") -> int:
-    """A free port: the preferred one, one close behind it, or any; it is added to ``taken``."""
-    for port in (*range(preferred, preferred + NEIGHBOURS), 0):
+    """A free port: the preferred one, one close behind it, or any (0: any at once). It is added to ``taken``."""
+    close = range(preferred, min(preferred + NEIGHBOURS, 65536)) if preferred else ()
+    for port in (*close, 0):
         if port in taken:
             continue
         try:

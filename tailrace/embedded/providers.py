@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,13 +13,12 @@ FILE = "providers.toml"
 MARK = "# Written by `tailrace up --local-model` at each start. Remove this line to keep your changes.\n"
 
 
-def choose(home: Path, local_port: int | None) -> Path:
-    """The file to use: ``TAILRACE_PROVIDERS``, else the local model's, else one beside the caller or in the home.
+def choose(home: Path, named: str | None, local_port: int | None) -> Path:
+    """The file to use: the named one (``TAILRACE_PROVIDERS``), else the local model's, else one here or at home.
 
     A file that describes a local model is no use without that model, and passed over. Raises StackError, also
     for a file that can't be used.
     """
-    named = os.environ.get("TAILRACE_PROVIDERS")
     if named:
         return _checked(Path(named).expanduser().resolve(), "TAILRACE_PROVIDERS names ")
     own = home / FILE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import dataclasses
 import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,13 +15,13 @@ from tailrace import connection
 from tailrace.connection import Connection
 from tailrace.embedded import checks, home, local_model, ports, providers
 from tailrace.embedded.options import Options, StackError
-from tailrace.embedded.parts import BULK_CONCURRENCY, Parts
+from tailrace.embedded.parts import BULK_CONCURRENCY, FLOWER_USER, Parts
 from tailrace.embedded.process import Guardian, Part
 from tailrace.embedded.supervisor import Supervisor, together
+from tailrace.errors import NotConfigured
 
 #: Where the search for a free port begins.
 VALKEY_PORT, MODEL_PORT, FLOWER_PORT = 6390, 8081, 5555
-FLOWER_USER = "tailrace"
 
 
 class EmbeddedStack:
@@ -68,72 +68,91 @@ class EmbeddedStack:
             self._supervisor.hurry()
 
     async def _start(self) -> None:
-        options = self._options
+        options, given = self._options, self._options.environment
         home.prepare(self.home)
         lock = await self._exit.enter_async_context(home.locked(self.home))
-        last = connection.read(self.home)
+        last = _last_connection(self.home)
         ports.check(options.host, options.port)
-        taken = {options.port}
-        port = options.port or ports.pick(0, taken, options.host)
-        model_port = None
-        if options.local_model:
-            local_model.model_file()
-            model_port = ports.pick(providers.local_port(self.home) or MODEL_PORT, taken)
-        self.providers = providers.choose(self.home, model_port)
-        redis_url = os.environ.get("TAILRACE_REDIS_URL")
+        port = options.port or ports.pick(0, set(), options.host)
+        taken = {port}
+        model_port = self._model_port(taken)
+        self.providers = providers.choose(self.home, given.get("TAILRACE_PROVIDERS"), model_port)
+        redis_url, broker_url = given.get("TAILRACE_REDIS_URL"), given.get("TAILRACE_BROKER_URL")
+        checks.settings()
         if redis_url:
             await checks.redis(redis_url)
+        if broker_url:
+            await checks.broker(broker_url)
 
+        supervisor = self._supervisor = await self._supervise(lock)
+        url = f"http://{_reachable(options.host)}:{port}"
+        own_redis_url = self._own_redis_url(last, taken)
+        redis_url = redis_url or own_redis_url
+        here = Connection(
+            url=url,
+            api_key=last.api_key if last else "",
+            redis_url=redis_url,
+            broker_url=broker_url or redis_url,
+            database_url=self._database_url(),
+            flower_url=self._flower_url(last, taken) if options.flower else "",
+        )
+        parts = Parts(self.home, self._environment(here, broker_url))
+        foundation = [parts.local_model(model_port)] if model_port else []
+        if redis_url == own_redis_url:
+            foundation.append(parts.valkey(redis_url))
+        _, api_key = await together(
+            supervisor.start(*foundation), asyncio.to_thread(checks.database, here.database_url, here.api_key)
+        )
+        options.say("database ready: " + checks.without_password(here.database_url))
+        await supervisor.start(*self._house(parts, here, port))
+        self.connection = dataclasses.replace(here, api_key=api_key)
+        try:
+            connection.write(self.home, self.connection)
+        except OSError as error:
+            raise StackError(f"{self.home / connection.FILE} can't be written: {error.strerror}") from None
+
+    def _model_port(self, taken: set[int]) -> int | None:
+        """Where the local model will be, if it was asked for. Raises StackError where it isn't installed."""
+        if not self._options.local_model:
+            return None
+        local_model.model_file()
+        return ports.pick(providers.local_port(self.home) or MODEL_PORT, taken)
+
+    async def _supervise(self, lock: int) -> Supervisor:
+        """A supervisor, and a guardian for it; both are stopped with the stack."""
         guardian = Guardian(lock, self.home / "logs" / "guardian.log")
         await guardian.start()
         self._exit.push_async_callback(guardian.stop)
         keeper = asyncio.create_task(guardian.keep())
         self._exit.callback(keeper.cancel)
-        supervisor = self._supervisor = Supervisor(guardian, options.say, options.warn)
+        supervisor = Supervisor(guardian, self._options.say, self._options.warn)
         self._exit.push_async_callback(supervisor.stop)
+        return supervisor
 
-        environment = {"TAILRACE_HOME": str(self.home), "TAILRACE_PROVIDERS": str(self.providers)}
-        parts = Parts(self.home, environment)
-        first: list[Part] = [parts.local_model(model_port)] if model_port else []
-        if not redis_url:
-            redis_url = self._own_redis_url(last, taken)
-            at = urlsplit(redis_url)
-            first.append(parts.valkey(at.port or 0, at.password or ""))
-        broker_url = os.environ.get("TAILRACE_BROKER_URL")
+    def _environment(self, here: Connection, broker_url: str | None) -> dict[str, str]:
+        """What every process of Tailrace is told."""
+        told = {
+            "TAILRACE_HOME": str(self.home),
+            "TAILRACE_PROVIDERS": str(self.providers),
+            "TAILRACE_REDIS_URL": here.redis_url,
+            "TAILRACE_DATABASE_URL": here.database_url,
+        }
         if broker_url:
-            await checks.broker(broker_url)
-            environment["TAILRACE_BROKER_URL"] = broker_url
-        database_url = self._database_url()
-        environment |= {"TAILRACE_REDIS_URL": redis_url, "TAILRACE_DATABASE_URL": database_url}
-        _, api_key = await together(
-            supervisor.start(*first),
-            asyncio.to_thread(checks.database, database_url, last.api_key if last else None),
-        )
-        options.say("database ready: " + checks.without_password(database_url))
+            told["TAILRACE_BROKER_URL"] = broker_url
+        return {**self._options.environment, **told}
 
-        url = f"http://{_reachable(options.host)}:{port}"
-        parts = Parts(self.home, environment)
-        rest = [parts.gateway(options.host, port, url)]
-        rest += [
-            parts.worker(
-                f"interactive{number + 1}", "interactive", options.concurrency, broker_url or redis_url
-            )
-            for number in range(options.workers)
-        ]
-        rest += [parts.worker("bulk", "bulk", BULK_CONCURRENCY, broker_url or redis_url), parts.beat()]
-        flower_url = ""
-        if options.flower:
-            flower_url = self._flower_url(last, taken)
-            at = urlsplit(flower_url)
-            rest.append(parts.flower(at.port or 0, at.username or "", at.password or ""))
-        await supervisor.start(*rest)
-        self.connection = Connection(
-            url, api_key, redis_url, broker_url or redis_url, database_url, flower_url
-        )
-        try:
-            connection.write(self.home, self.connection)
-        except OSError as error:
-            raise StackError(f"{self.home / connection.FILE} can't be written: {error.strerror}") from None
+    def _house(self, parts: Parts, here: Connection, port: int) -> list[Part]:
+        """The processes of Tailrace itself."""
+        options = self._options
+        found = [parts.gateway(options.host, port, here.url)]
+        for number in range(1, options.workers + 1):
+            name = f"interactive{number}"
+            found.append(parts.worker(name, "interactive", options.concurrency, here.broker_url))
+        found.append(parts.worker("bulk", "bulk", BULK_CONCURRENCY, here.broker_url))
+        found.append(parts.beat())
+        if here.flower_url:
+            found.append(parts.flower(here.flower_url))
+        return found
 
     def _own_redis_url(self, last: Connection | None, taken: set[int]) -> str:
         """The bundled Valkey's URL; port and password are those of the last time where that is possible."""
@@ -148,11 +167,20 @@ class EmbeddedStack:
 
     def _database_url(self) -> str:
         """Where the books are; a relative SQLite path is relative to the caller, not to the processes."""
-        url = os.environ.get("TAILRACE_DATABASE_URL") or f"sqlite:///{self.home / 'tailrace.db'}"
+        url = (
+            self._options.environment.get("TAILRACE_DATABASE_URL") or f"sqlite:///{self.home / 'tailrace.db'}"
+        )
         scheme, separator, path = url.partition(":///")
         if scheme.startswith("sqlite") and separator and not path.startswith(("/", ":", "file:")) and path:
             return f"{scheme}:///{Path.cwd() / path}"
         return url
+
+
+def _last_connection(home: Path) -> Connection | None:
+    try:
+        return connection.read(home)
+    except NotConfigured:  # unreadable: it is about to be written anew
+        return None
 
 
 def _reachable(host: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import httpx
 import pytest
 
-from tests.support.api import CHAT, SEED, Api, asking, error_of, ordered, text_of
+from tests.support.api import CHAT, SEED, Api, asking, error_of, named, ordered, text_of
 from tests.support.stack import Stack
 
 #: The provider's status, and what becomes of it.
@@ -187,7 +188,7 @@ def test_parameters_reach_the_provider_as_they_should(api: Api) -> None:
     """Ours stay, unknown ones go through, nulls are omitted, and the user is X-On-Behalf-Of."""
     api.plain(
         api.tenant,
-        headers={"X-On-Behalf-Of": "zoë"},
+        headers=named("zoë"),
         temperature=None,
         store=True,
         metadata={"a": "b"},
@@ -238,24 +239,8 @@ def test_a_reader_that_leaves_does_not_stop_the_work(api: Api, stack: Stack, url
     assert api.follow(completion_id).text == ordered(30)
 
 
-def test_http_1_0_clients_get_their_stream(api: Api, stack: Stack) -> None:
-    """Without chunked coding the stream ends with the connection."""
-    import json
-    import socket
-
-    body = json.dumps(asking(stream=True)).encode()
-    with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/chat/completions HTTP/1.0\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"
-            % (api.api_key.encode(), len(body), body)
-        )
-        answer = b"".join(iter(lambda: sock.recv(65536), b""))
-    assert answer.endswith(b"data: [DONE]\n\n")
-
-
 def test_many_clients_at_once_each_get_their_own_answer(api: Api) -> None:
     """Streams of one gateway don't mix."""
-    import asyncio
 
     async def one(client: httpx.AsyncClient, number: int) -> tuple[int, str]:
         pieces = [f" {number}-{i}" for i in range(20)]

@@ -39,8 +39,8 @@ def test_the_headers_name_the_completion_and_keep_proxies_from_holding_back(api:
 
 def test_a_request_id_that_is_no_token_is_replaced(api: Api) -> None:
     """What comes back in x-request-id is never what could split a header or fill a log."""
-    for given in ("has space", "ü", "x" * 300):
-        headers = api.seed(headers={b"X-Request-Id": given.encode()}).headers  # type: ignore[dict-item]
+    for given in ("has space", "[ü]", "x" * 300):
+        headers = api.seed(headers={"X-Request-Id": given.encode()}).headers
         assert headers["x-request-id"].startswith("req_")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, event, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.errors import Failure, InvalidRequest
@@ -346,6 +347,32 @@ def test_two_leaders_of_one_ledger_do_not_hurt_each_other(books: Books, engine: 
         list(pool.map(lead, [records, records[::-1], records[100:], records[:300]]))
     assert len(contents(engine)["usage"]) == len(ids)
     assert len(contents(engine)["results"]) == len(ids)
+
+
+def test_no_statement_on_the_way_reads_a_whole_table(sqlite_url: str) -> None:
+    engine = make_engine(sqlite_url)
+    migrate(engine)
+    books = Books(engine)
+    plans: list[str] = []
+
+    def explain(connection: Any, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "SELECT" in statement and not statement.startswith("EXPLAIN"):
+            cursor = connection.connection.cursor()
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append("\n".join([statement, *(row[3] for row in cursor.fetchall())]))
+
+    event.listen(engine, "before_cursor_execute", explain)
+    books.apply([accepted("c1"), ended("c1")], {"c1": LOG})
+    books.apply([accepted("c2", "c1")], {})
+    books.completion("c1")
+    books.completions("acme", after="c1", order="desc")
+    books.completions("acme", end_user="ada")
+    books.delete("c1")
+    assert len(plans) >= 8
+    for plan in plans:
+        assert "SEARCH" in plan
+        assert not re.search(r"SCAN (?!json_each)", plan), plan
+    engine.dispose()
 
 
 # ------------------------------------------------------------------------------------------ store and delete

@@ -162,6 +162,26 @@ def asking(content: str = "hi", /, **more: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": content}], **more}
 
 
+#: Header values; bytes where they hold more than ASCII.
+Headers = Mapping[str, str] | Mapping[str, bytes]
+
+
+def dump(value: Any) -> bytes:
+    """JSON; lone surrogates as escapes."""
+    return json.dumps(value).encode()
+
+
+def named(user: str) -> Headers:
+    """The header that names the end user."""
+    return {"X-On-Behalf-Of": user.encode()}
+
+
+def _raw(headers: Headers | None) -> dict[str, bytes] | None:
+    if headers is None:
+        return None
+    return {name: value.encode() if isinstance(value, str) else value for name, value in headers.items()}
+
+
 class Api(httpx.Client):
     """An HTTP client with one key. Answers to plain calls are ``httpx.Response``s."""
 
@@ -184,10 +204,11 @@ class Api(httpx.Client):
         *,
         url: str = SEED,
         method: str = "POST",
-        headers: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
     ) -> Generator[EventStream]:
         """An answer in pieces; fails where it is no event stream."""
-        with self.stream(method, url, json=body, headers=headers) as response:
+        content = None if body is None else dump(body)
+        with self.stream(method, url, content=content, headers=_raw(headers)) as response:
             if response.status_code != 200:
                 response.read()
                 raise AssertionError(f"{response.status_code}: {response.text}")
@@ -199,38 +220,44 @@ class Api(httpx.Client):
         *,
         url: str = SEED,
         method: str = "POST",
-        headers: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
     ) -> Whole:
         """An event stream, read to its end."""
         with self.events(body, url=url, method=method, headers=headers) as stream:
             return Whole(stream.headers.get("x-completion-id", ""), stream.headers, stream.rest())
 
-    def seed(self, content: str = "hi", /, *, headers: Mapping[str, str] | None = None, **more: Any) -> Whole:
+    def seed(self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any) -> Whole:
         """A new completion on the seed's endpoint."""
         return self.whole(asking(content, **more), headers=headers)
 
     def openai(
-        self, content: str = "hi", /, *, headers: Mapping[str, str] | None = None, **more: Any
+        self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any
     ) -> Whole:
         """A new streamed completion on OpenAI's endpoint."""
         return self.whole(asking(content, stream=True, **more), url=CHAT, headers=headers)
 
     def plain(
-        self, content: str = "hi", /, *, headers: Mapping[str, str] | None = None, **more: Any
+        self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any
     ) -> httpx.Response:
         """A new completion on OpenAI's endpoint, not streamed."""
-        return self.post(CHAT, json=asking(content, **more), headers=headers)
+        return self.post(CHAT, content=dump(asking(content, **more)), headers=_raw(headers))
 
-    def background(self, content: str = "hi", /, **more: Any) -> str:
+    def background(self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any) -> str:
         """A new completion that nobody waits for; its id."""
-        answer = self.plain(content, headers={"Prefer": "respond-async"}, **more)
+        answer = self.plain(content, headers={"Prefer": b"respond-async", **(headers or {})}, **more)
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
-    def follow(self, completion_id: str, after: int | None = None, **headers: str) -> Whole:
+    def follow(self, completion_id: str, after: int | None = None, *, headers: Headers | None = None) -> Whole:
         """A completion's stream from its own URL."""
         query = "" if after is None else f"?after={after}"
         return self.whole(url=f"{CHAT}/{completion_id}/stream{query}", method="GET", headers=headers)
+
+    def stored(self, completion_id: str, *, headers: Headers | None = None) -> dict[str, Any]:
+        """A completion as it is stored."""
+        answer = self.get(f"{CHAT}/{completion_id}", headers=_raw(headers))
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
     def provider_requests(self, content: str) -> list[Received]:
         """What the provider was asked with this content."""

@@ -12,32 +12,43 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_SHORT = {'"': '\\"', "\\": "\\\\", "/": "\\/", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_SHORT = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "/": "\\/",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
+
+#: For ``spell``: as short as it can be, and nothing but ``\\uXXXX``.
+RAW, BY_NUMBER = b"\x00", b"\x01"
 
 spaces = st.sampled_from(["", "", "", "", " ", "\n", "\t \r\n"])
 
 #: Characters that are worth a test, and any other.
-characters = st.sampled_from('a"\\/\n\x00\x1f\x7f\u0085\u2028é中😀\ud800\udfff{}[]:,~') | st.characters(exclude_categories=())
+characters = st.sampled_from('a"\\/\n\x00\x1f\x7f\u0085\u2028é中😀\ud800\udfff{}[]:,~') | st.characters(
+    exclude_categories=()
+)
 
 
-@st.composite
-def spelled(draw: st.DrawFn, text: str, *, mode: str | None = None) -> str:
-    """``text`` as a JSON string: each character raw, by its short escape or by number, whichever comes."""
-    mode = mode or draw(st.sampled_from(["raw", "escaped", "mixed"]))
+def spell(text: str, how: bytes) -> str:
+    """``text`` as a JSON string, each character raw, by its short escape or by number, as the bytes of ``how`` say."""
     out: list[str] = []
-    for character in text:
-        choices = [_by_number(character)]
+    for place, character in enumerate(text):
+        ways = [_by_number(character)]
         if character in _SHORT:
-            choices.insert(0, _SHORT[character])
+            ways.append(_SHORT[character])
         if character >= " " and character not in '"\\' and not "\ud800" <= character <= "\udfff":
-            choices.insert(0, character)
-        if mode == "raw":
-            out.append(choices[0])
-        elif mode == "escaped":
-            out.append(choices[-1])
-        else:
-            out.append(draw(st.sampled_from(choices)))
+            ways.append(character)
+        out.append(ways[how[place % len(how)] % len(ways) - 1])
     return '"' + "".join(out) + '"'
+
+
+#: Ways to spell a text: as most encoders do, all by number, or any mixture.
+spellings = st.sampled_from([RAW, BY_NUMBER]) | st.binary(min_size=4, max_size=8)
 
 
 def _by_number(character: str) -> str:
@@ -46,7 +57,7 @@ def _by_number(character: str) -> str:
 
 
 texts = st.text(characters, max_size=12)
-string_texts = texts.flatmap(spelled)
+string_texts = st.builds(spell, texts, spellings)
 
 _digits = st.integers(0, 10**6).map(str)
 _exponents = st.tuples(st.sampled_from("eE"), st.sampled_from(["", "+", "-"]), st.integers(0, 400)).map(
@@ -55,32 +66,34 @@ _exponents = st.tuples(st.sampled_from("eE"), st.sampled_from(["", "+", "-"]), s
 number_texts = st.one_of(
     st.integers().map(str),
     st.sampled_from([2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**40, -(10**400)]).map(str),
-    st.sampled_from(["-0", "-0.0", "0.0", "1E2", "1e400", "-1.5e+4000", "1e-400", "1.0", "0.1", "9" * 30 + ".5"]),
+    st.sampled_from(
+        ["-0", "-0.0", "0.0", "1E2", "1e400", "-1.5e+4000", "1e-400", "1.0", "0.1", "9" * 30 + ".5"]
+    ),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
-    st.tuples(st.sampled_from(["", "-"]), _digits, st.just(".") | st.just(".0"), _digits, _exponents).map("".join),
+    st.tuples(st.sampled_from(["", "-"]), _digits, st.just(".") | st.just(".0"), _digits, _exponents).map(
+        "".join
+    ),
 )
 
 _leaves = string_texts | number_texts | st.sampled_from(["null", "true", "false"])
 
 
-@st.composite
-def _arrays(draw: st.DrawFn, inner: st.SearchStrategy[str]) -> str:
-    items = draw(st.lists(inner, max_size=3))
-    return "[" + ",".join(draw(spaces) + item + draw(spaces) for item in items) + "]"
+def array_text(items: list[str], space: str = "") -> str:
+    """A list of items that are JSON texts already."""
+    return "[" + ",".join(space + item + space for item in items) + "]"
 
 
-@st.composite
-def _objects(draw: st.DrawFn, inner: st.SearchStrategy[str]) -> str:
-    return object_text(draw, draw(st.lists(st.tuples(string_texts, inner), max_size=3)))
-
-
-def object_text(draw: st.DrawFn, pairs: list[tuple[str, str]]) -> str:
+def object_text(pairs: list[tuple[str, str]], space: str = "") -> str:
     """An object of names and values that are JSON texts already."""
-    fields = (draw(spaces) + name + draw(spaces) + ":" + draw(spaces) + value for name, value in pairs)
-    return "{" + ",".join(fields) + draw(spaces) + "}"
+    return "{" + ",".join(f"{space}{name}{space}:{space}{value}{space}" for name, value in pairs) + "}"
 
 
-json_texts: st.SearchStrategy[str] = st.recursive(_leaves, lambda inner: _arrays(inner) | _objects(inner), max_leaves=8)
+def _containers(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    pairs = st.lists(st.tuples(string_texts, inner), max_size=3)
+    return st.builds(array_text, st.lists(inner, max_size=3), spaces) | st.builds(object_text, pairs, spaces)
+
+
+json_texts: st.SearchStrategy[str] = st.recursive(_leaves, _containers, max_leaves=8)
 
 
 def read(text: str | bytes) -> Any:
@@ -100,5 +113,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, Decimal) or isinstance(b, Decimal):
-        return not isinstance(a, bool | str) and not isinstance(b, bool | str) and Decimal(a) == Decimal(b)
+        numbers = isinstance(a, int | Decimal) and isinstance(b, int | Decimal)
+        return numbers and not isinstance(a, bool) and not isinstance(b, bool) and a == b
     return type(a) is type(b) and (a == b) and str(a) == str(b)

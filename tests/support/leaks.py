@@ -11,9 +11,8 @@ from typing import Any, cast
 import msgspec
 import redis
 
-#: Never removed: counters, the number of partitions, and what Celery's broker keeps.
-PERMANENT = ("partitions", "seq:*", "mark:*")
-BROKER = ("_kombu.*", "unacked*", "celery", "interactive", "bulk", "interactive.*", "bulk.*")
+#: Never removed, or not by us: counters, the number of partitions, and what Celery's broker keeps.
+PERMANENT = ("partitions", "seq:*", "mark:*", "broker:interactive", "broker:bulk", "broker:_kombu.binding*")
 
 IN_FLIGHT = frozenset({"queued", "leased", "parked"})
 
@@ -108,7 +107,7 @@ class _Found:
         if self.ttl[raw] != -1:
             return None  # has a TTL, or went away between SCAN and PTTL
         if name is None:
-            return None if _any(text, (*BROKER, *self.allow)) else f"{text}: no key of Tailrace's, no TTL"
+            return None if _any(text, self.allow) else f"{text}: no key of Tailrace's, no TTL"
         if _any(name.tail, (*PERMANENT, *self.allow)):
             return None
         if name.kind == "ledger" and not self.unsettled[name.partition]:

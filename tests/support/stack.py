@@ -148,9 +148,11 @@ class Stack:
             self.keys = ApiKeys(self.engine)
             self.environment = self._environment()
             self._part("gateway", "gateway", "--port", str(self.port)).start(self.folder)
+            # The bulk worker leads the ledger, so that tests can stop or kill the other one.
+            self.add_worker("bulk", "bulk", 4, wait=False)
+            wait_until(lambda: bool(self.redis.exists(Keys(0).lock("ledger"))), START_SECONDS, "leader")
             for number in range(self._interactive):
                 self.add_worker(f"interactive{number}", "interactive", self._concurrency, wait=False)
-            self.add_worker("bulk", "bulk", 4, wait=False)
             self._ready(1 + self._interactive)
             undo.pop_all()
         return self

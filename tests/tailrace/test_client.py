@@ -16,6 +16,7 @@ import pytest
 
 import tailrace
 from tailrace import _http, backoff, connection
+from tailrace.client import find_server
 from tests.tailrace.server import SSE, Gateway, Reply, StandIn, frames, stand_in
 
 ID = "chatcmpl-1"
@@ -201,11 +202,10 @@ async def test_a_failure_reaches_the_reader_with_its_code(client: tailrace.Clien
     """Chunks first, then CompletionFailed; also for a reader that comes back after the last chunk."""
     gateway.add("chatcmpl-f", ["a", "b"], "failed", code="provider_stalled", message="no chunk for 60 s")
     completion = client.completion("chatcmpl-f")
-    seen: list[int] = []
+    chunks = completion.chunks()
+    assert [(await anext(chunks)).index, (await anext(chunks)).index] == [0, 1]
     with pytest.raises(tailrace.CompletionFailed, match="provider_stalled: no chunk for 60 s"):
-        async for chunk in completion.chunks():
-            seen.append(chunk.index)
-    assert seen == [0, 1]
+        await anext(chunks)
     with pytest.raises(tailrace.CompletionFailed) as caught:
         await collect(completion, 1)
     assert (caught.value.code, caught.value.type, caught.value.id) == (
@@ -232,9 +232,7 @@ async def test_abandoned_chunks_are_announced_and_a_result_survives_them(
 ) -> None:
     """Whoever saw chunks of an attempt that was given up is told; who only wants the answer gets it."""
     gateway.status[ID] = "in_progress"
-    restarted = Reply(
-        200, frames(gateway.chunks[ID][:2], -1, "error", "restarted: start again from -1"), SSE
-    )
+    restarted = Reply(200, frames(gateway.chunks[ID][:2], -1, "error", "restarted: start again from -1"), SSE)
     server.faults = [restarted]
     with pytest.raises(tailrace.Restarted, match="start again"):
         await collect(client.completion(ID))
@@ -243,9 +241,7 @@ async def test_abandoned_chunks_are_announced_and_a_result_survives_them(
     assert await client.completion(ID).text() == "".join(TEXTS)
 
 
-async def test_result_waits_for_the_end(
-    client: tailrace.Client, server: StandIn, gateway: Gateway
-) -> None:
+async def test_result_waits_for_the_end(client: tailrace.Client, server: StandIn, gateway: Gateway) -> None:
     """Also where the record lags behind the stream."""
     lagging = Reply.of({"id": ID, "status": "in_progress", "choices": []})
     server.faults = [lagging, None, lagging, Reply(204), lagging]
@@ -313,7 +309,7 @@ def test_the_server_is_found_in_environment_and_connection_file(
     for name in ("TAILRACE_URL", "TAILRACE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TAILRACE_HOME", str(tmp_path))
-    find = tailrace.client.find_server
+    find = find_server
     with pytest.raises(tailrace.NotConfigured, match="tailrace up"):
         find(None, None)
     connection.write(tmp_path, connection.Connection("http://127.0.0.1:8080", "sk-file"))

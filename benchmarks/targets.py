@@ -1,0 +1,14 @@
+"""What Tailrace is to reach. Each is measured against something else in the same run, on the same machine."""
+
+#: Streams a second at 100 at once: of the raw client's straight to the backend, and times LiteLLM's proxy.
+OF_RAW = 0.5
+OF_LITELLM, OF_LITELLM_NEXT = 10, 15
+#: First chunk with nothing else to do, over direct: p50, in milliseconds.
+FIRST_CHUNK_MS = 4
+#: A chunk's delay over direct, with 20 paced streams, in milliseconds.
+DELAY_P50_MS, DELAY_P99_MS = 3, 10
+#: Redis memory of a 100-chunk log of one-token chunks, each an entry of its own: bytes a chunk.
+LOG_BYTES = 60
+#: Resuming in a log of 100,000 chunks: p50 to the first chunk, in milliseconds, wherever; and how far apart the fastest
+#: and the slowest index may be to be called the same.
+RESUME_MS, RESUME_SPREAD_MS = 5, 1.5

@@ -1,0 +1,200 @@
+"""The command line, as processes: output, exit codes, errors of one line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+import tailrace
+from tests.tailrace.command import command, complaint, environment, run
+from tests.tailrace.server import SSE, Gateway, Reply, StandIn, frames, stand_in
+
+ID = "chatcmpl-1"
+TEXTS = ["Sluice", " gates", " hold\n", "water", " — 水"]
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    gateway = Gateway()
+    gateway.add(ID, TEXTS)
+    return gateway
+
+
+@pytest.fixture
+async def server(gateway: Gateway) -> AsyncGenerator[StandIn]:
+    async with stand_in(gateway) as server:
+        yield server
+
+
+def settings(server: StandIn) -> dict[str, str]:
+    return {"URL": server.url, "API_KEY": "sk-test"}
+
+
+async def tail(server: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(run, "tail", *arguments, settings=settings(server))
+
+
+# ------------------------------------------------------------------------------------------------ the frame
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"tailrace {tailrace.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("up", "--help"), ("demo", "-h"), ("tail", "--help"), ("keys", "--help")]
+)
+def test_help_loads_nothing_of_the_server(arguments: tuple[str, ...]) -> None:
+    """Asking for help takes no database and no Celery."""
+    code = f"""
+import sys, tailrace.cli
+try:
+    tailrace.cli.main({list(arguments)!r})
+finally:
+    heavy = {{"celery", "kombu", "redis", "sqlalchemy", "alembic", "schemas", "stores"}}
+    print("LOADED", sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: tailrace" in done.stdout
+    assert done.stdout.endswith("LOADED []\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tial",),
+        ("tail",),
+        ("tail", ID, "--from", "-1"),
+        ("tail", ID, "--from", "x"),
+        ("up", "--workers", "0"),
+        ("up", "--port", "99999"),
+        ("keys", "create"),
+        ("keys", "list", "--yes"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(arguments: tuple[str, ...]) -> None:
+    assert "--help" in complaint(run(*arguments), 2)
+
+
+# ----------------------------------------------------------------------------------------------------- tail
+
+
+async def test_tail_prints_the_text(server: StandIn) -> None:
+    """To the end, with a line break after it."""
+    done = await tail(server, ID)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "".join(TEXTS) + "\n", "")
+
+
+async def test_tail_from_an_index(server: StandIn) -> None:
+    """``--from N`` begins with chunk N; ``--json`` is one chunk a line with its index."""
+    assert (await tail(server, ID, "--from", "2")).stdout == "".join(TEXTS[2:]) + "\n"
+    done = await tail(server, ID, "--json", "--from", "3")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["index"] for line in lines] == [3, 4]
+    assert [line["chunk"]["choices"][0]["delta"]["content"] for line in lines] == TEXTS[3:]
+    assert (await tail(server, ID, "--from", "9")).stdout == ""
+
+
+async def test_tail_prints_each_token_as_it_comes(server: StandIn, gateway: Gateway) -> None:
+    """Into a pipe too: what was said is there while the model is still talking. Ctrl-C then is quiet."""
+    server.faults = [Reply(200, frames(gateway.chunks[ID][:2], -1, end=""), SSE, hang=True)]
+    process = await asyncio.create_subprocess_exec(
+        *command("tail", ID),
+        env=environment(**settings(server)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    async with asyncio.timeout(30):
+        assert await process.stdout.readexactly(12) == b"Sluice gates"
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"\n", b"")
+
+
+async def test_tail_into_a_closed_pipe_is_quiet(server: StandIn, gateway: Gateway) -> None:
+    """``tailrace tail … | head -1`` says nothing on standard error."""
+    gateway.add("chatcmpl-long", ["line\n"] * 5000)
+    line = " ".join([*command("tail", "chatcmpl-long"), "| head -n 1"])
+    process = await asyncio.create_subprocess_shell(
+        line,
+        env=environment(**settings(server)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        assert await process.communicate() == (b"line\n", b"")
+
+
+async def test_tail_of_a_failure(server: StandIn, gateway: Gateway) -> None:
+    """What there is of the text, then one line on standard error."""
+    gateway.add("chatcmpl-f", ["half"], "failed", code="provider_stalled", message="no chunk\nfor 60 s")
+    done = await tail(server, "chatcmpl-f")
+    assert complaint(done, 1) == "tailrace: provider_stalled: no chunk for 60 s"
+    assert done.stdout == "half\n"
+    assert "chatcmpl-nobody" in complaint(await tail(server, "chatcmpl-nobody"), 1)
+
+
+def test_tail_without_a_server(tmp_path: Path) -> None:
+    assert "tailrace up" in complaint(run("tail", ID, settings={"HOME": str(tmp_path)}), 1)
+    away = {"URL": "http://127.0.0.1:9", "API_KEY": "k"}
+    assert "http://127.0.0.1:9" in complaint(run("tail", ID, settings=away), 1)
+    assert str(tmp_path) in complaint(run("tail", ID, "--home", str(tmp_path), settings=away), 1)
+    assert "TAILRACE_DATABASE_URL" in complaint(run("keys", "list", "--home", str(tmp_path)), 1)
+
+
+# ---------------------------------------------------------------------------------------- keys and migrate
+
+
+def test_keys_and_migrations(database_url: str) -> None:
+    """From an empty database to a key, and back."""
+    books = {"DATABASE_URL": database_url}
+
+    def ok(*arguments: str) -> str:
+        done = run(*arguments, settings=books)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    assert "tailrace migrate" in complaint(run("keys", "create", "ci", settings=books), 1)
+    assert "revision" in ok("migrate")
+    assert ok("migrate") == ok("migrate")
+    made = json.loads(ok("keys", "create", "ci", "--tenant", "acme", "--json"))
+    assert made["key"].startswith("tr-")
+    assert made["id"] in ok("keys", "create", "other", "--admin") + ok("keys", "list")
+    keys = {key["name"]: key for key in json.loads(ok("keys", "list", "--json"))}
+    assert (keys["ci"]["id"], keys["ci"]["tenant"], keys["ci"]["admin"]) == (made["id"], "acme", False)
+    assert (keys["other"]["tenant"], keys["other"]["admin"]) == ("default", True)
+    assert made["key"] not in ok("keys", "list") + ok("keys", "list", "--json")
+    assert ok("keys", "revoke", made["id"]) == f"{made['id']} revoked\n"
+    assert "revoked" in next(line for line in ok("keys", "list").splitlines() if made["id"] in line)
+    assert made["id"] in complaint(run("keys", "revoke", made["id"], settings=books), 1)
+    assert "printable" in complaint(run("keys", "create", "a\tb", settings=books), 1)
+    assert complaint(run("migrate", "--down", "nowhere", settings=books), 1)
+    assert "base" in ok("migrate", "--down", "base")
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////nowhere/books.db", "mysql://x/y", "?", "postgresql://nobody@127.0.0.1:9/x"]
+)
+def test_an_unusable_database_is_one_line(url: str) -> None:
+    complaint(run("migrate", settings={"DATABASE_URL": url}), 1)
+
+
+def test_the_command_runs_beside_an_application_with_a_schemas_of_its_own(tmp_path: Path) -> None:
+    """The command sees its own ``schemas``, not those of the folder in which it is called."""
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "__init__.py").write_text("raise RuntimeError('the application')\n")
+    books = {"DATABASE_URL": f"sqlite:///{tmp_path / 'books.db'}"}
+    done = run("migrate", settings=books, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
