@@ -115,9 +115,7 @@ async def listing(call: Call) -> Reply:
     after = query.get("after")
     if after is not None and not is_completion_id(after):
         raise InvalidRequest("'after' must be the id of a completion.", param="after")
-    found, more = await _page(
-        call, caller, after, limit, order, query.get("model"), metadata, status
-    )
+    found, more = await _page(call, caller, after, limit, order, query.get("model"), metadata, status)
     data = list(await asyncio.gather(*(_item(call, c) for c in found)))
     return Reply(
         {

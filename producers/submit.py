@@ -24,6 +24,7 @@ from schemas.records import VERSION, Accepted, Ended
 from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
 from stores.books import Books
+from stores.books import Books
 from stores.chunklog import ChunkLog
 from stores.redis import Redis
 from stores.scripts import AcceptResult, Scripts
@@ -91,6 +92,7 @@ class Submitter:
         self.catalog = catalog
         self._publisher = publisher
         self._books = books
+        self._books = books
 
     async def submit(
         self,
@@ -113,6 +115,9 @@ class Submitter:
         if idempotency_key is not None:
             reservation = await self._reserve(caller, idempotency_key, completion_id, digest)
             if reservation.confirmed:
+                return Submission(reservation.id, 0, resolved, fresh=False)
+            if reservation.id != completion_id and await self._in_books(reservation.id):
+                await self._confirm(caller, idempotency_key, reservation)
                 return Submission(reservation.id, 0, resolved, fresh=False)
             completion_id = reservation.id
         record = Accepted(
@@ -150,11 +155,13 @@ class Submitter:
             await self._take_back(accepting, record)
             raise
         accepted = accepting.result()
-        if accepted.fresh:
+        if accepted.fresh or reservation is not None:
+            # Behind a reservation that was never confirmed, an earlier call may have died before its message was out;
+            # a message for work that is under way does nothing.
             try:
-                await self._put(record, accepted.seq)
+                await self._put(record, accepted)
             except Unavailable:
-                if idempotency_key is not None:
+                if idempotency_key is not None and accepted.fresh:
                     await self._release(caller, idempotency_key)
                 raise
         if idempotency_key is not None and reservation is not None:
@@ -167,14 +174,17 @@ class Submitter:
             if (await accepting).fresh:
                 await self._scripts.cancel(never_ran(record), record.queue)
 
-    async def _put(self, record: Accepted, seq: int) -> None:
+    async def _put(self, record: Accepted, accepted: AcceptResult) -> None:
         try:
-            await self._publisher.publish(record.id, record.queue, seq)
+            await self._publisher.publish(record.id, record.queue, accepted.seq)
         except Unavailable:
-            # Nothing of it has started: taken back, so that the caller may safely ask again.
-            await self._scripts.cancel(never_ran(record), record.queue)
+            if accepted.fresh:
+                # Nothing of it has started: taken back, so that the caller may safely ask again.
+                await self._scripts.cancel(never_ran(record), record.queue)
             raise
-        await self._scripts.published(record.id)
+        with contextlib.suppress(Unavailable):
+            # The message is out, so the work is accepted; what is left in the outbox is put once more, for nothing.
+            await self._scripts.published(record.id)
 
     async def cancel(self, record: Accepted) -> str:
         """Cancel a completion's generation: 'cancelled', 'cancelling', 'ended' or 'gone'."""
@@ -287,6 +297,9 @@ class Submitter:
                 param="Idempotency-Key",
             )
         return held
+
+    async def _in_books(self, completion_id: str) -> bool:
+        return await asyncio.to_thread(self._books.completion, completion_id) is not None
 
     async def _release(self, caller: Caller, key: str) -> None:
         name = self._idempotency_name(caller, key)

@@ -26,6 +26,9 @@ REPLY_TIMEOUT = 10.0
 #: Bytes that may wait in the socket's buffer before ``drained`` holds writers back.
 WRITE_HIGH_WATER = 4 * 1024 * 1024
 
+#: What hiredis answers while a reply is incomplete; its own choice, False, is also a value in RESP3.
+_INCOMPLETE = object()
+
 Arg = str | bytes | int | float
 Push = Callable[[list[Any]], None]
 
@@ -56,15 +59,15 @@ class Address(msgspec.Struct, frozen=True):
         username = unquote(parts.username) if parts.username else None
         password = unquote(parts.password) if parts.password else None
         if parts.scheme == "unix":
-            database = parse_qs(parts.query).get("db", ["0"])[0]
-            return cls(path=parts.path, username=username, password=password, database=int(database))
-        database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
+            if not parts.path:
+                raise ValueError("a unix:// URL names the socket's file: unix:///run/redis.sock")
+            return cls(path=parts.path, username=username, password=password, database=_database(parts.query))
         return cls(
             host=parts.hostname or "127.0.0.1",
             port=parts.port or 6379,
             username=username,
             password=password,
-            database=int(database),
+            database=_database(parts.query, parts.path),
             tls=parts.scheme == "rediss",
         )
 
@@ -78,12 +81,19 @@ class Address(msgspec.Struct, frozen=True):
         return self.path or f"{self.host}:{self.port}"
 
 
+def _database(query: str, path: str = "") -> int:
+    text = path.strip("/") or parse_qs(query).get("db", ["0"])[0]
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"a database is a number, as in redis://host:6379/0, not {text!r}")
+    return int(text)
+
+
 class Wire(asyncio.Protocol):
     """One open connection. ``on_push`` gets each pushed message as a list, ``on_lost`` is called once at its end."""
 
     def __init__(self, on_push: Push | None = None, on_lost: Callable[[Wire], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._waiting: deque[asyncio.Future[Any] | None] = deque()
         self._out: list[bytes] = []
         self._on_push = on_push
@@ -105,31 +115,40 @@ class Wire(asyncio.Protocol):
     ) -> Wire:
         """Connects, authenticates and speaks RESP3. Raises WireError."""
         loop = asyncio.get_running_loop()
+        made: list[Wire] = []
+
+        def make() -> Wire:
+            made.append(cls(on_push, on_lost))
+            return made[-1]
+
         try:
             async with asyncio.timeout(timeout):
                 if address.path is not None:
-                    _, wire = await loop.create_unix_connection(lambda: cls(on_push, on_lost), address.path)
+                    _, wire = await loop.create_unix_connection(make, address.path)
                 else:
                     context = ssl.create_default_context() if address.tls else None
-                    _, wire = await loop.create_connection(
-                        lambda: cls(on_push, on_lost), address.host, address.port, ssl=context
-                    )
-                hello: list[Arg] = ["HELLO", 3]
-                if address.password is not None:
-                    hello += ["AUTH", address.username or "default", address.password]
-                try:
-                    await wire.call(*hello)
-                    if address.database:
-                        await wire.call("SELECT", address.database)
-                except hiredis.ReplyError as error:
-                    wire.close()
-                    raise WireError(f"Redis at {address.label} refused the connection: {error}") from None
-        except (OSError, TimeoutError) as error:
-            if isinstance(error, WireError):
+                    _, wire = await loop.create_connection(make, address.host, address.port, ssl=context)
+                await wire._greet(address)
+                return wire
+        except BaseException as error:
+            for wire in made:
+                wire.close()
+            if isinstance(error, hiredis.ReplyError):
+                raise WireError(f"Redis at {address.label} refused the connection: {error}") from None
+            if isinstance(error, WireError) or not isinstance(error, OSError | UnicodeError):
                 raise
-            reason = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+            reason = (
+                "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
+            )
             raise WireError(f"Redis at {address.label} can't be reached: {reason}") from None
-        return wire
+
+    async def _greet(self, address: Address) -> None:
+        hello: list[Arg] = ["HELLO", 3]
+        if address.password is not None:
+            hello += ["AUTH", address.username or "default", address.password]
+        await self.call(*hello)
+        if address.database:
+            await self.call("SELECT", address.database)
 
     def call(self, *args: Arg) -> asyncio.Future[Any]:
         """One command. The future raises hiredis.ReplyError for an error reply, WireError if the connection ends."""
@@ -146,10 +165,11 @@ class Wire(asyncio.Protocol):
             if future is not None:
                 future.set_exception(WireError("the connection to Redis is closed"))
             return
-        self._waiting.append(future)
-        if self._watchdog is None:
+        if not self._waiting:
             self._heard = self._loop.time()
-            self._watchdog = self._loop.call_later(REPLY_TIMEOUT, self._watch)
+            if self._watchdog is None:
+                self._watchdog = self._loop.call_later(REPLY_TIMEOUT, self._watch)
+        self._waiting.append(future)
         self._write(hiredis.pack_command(args))  # type: ignore[arg-type]
 
     def push_command(self, *args: Arg) -> None:
@@ -184,11 +204,14 @@ class Wire(asyncio.Protocol):
             return
         silent = self._loop.time() - self._heard
         if silent >= REPLY_TIMEOUT:
-            assert self._transport is not None
-            self._transport.abort()
-            self._end(WireError(f"Redis has not answered for {REPLY_TIMEOUT:.0f} s"))
+            self._abort(f"Redis has not answered for {REPLY_TIMEOUT:g} s")
         else:
             self._watchdog = self._loop.call_later(REPLY_TIMEOUT - silent, self._watch)
+
+    def _abort(self, reason: str) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(WireError(reason))
 
     def _end(self, error: Exception) -> None:
         if self.closed:
@@ -221,17 +244,19 @@ class Wire(asyncio.Protocol):
             try:
                 message = reader.gets()
             except hiredis.ProtocolError as error:
-                assert self._transport is not None
-                self._transport.abort()
-                self._end(WireError(f"Redis sent what is not RESP: {error}"))
+                self._abort(f"Redis sent what is not RESP: {error}")
                 return
-            if message is False:
-                # RESP3's false comes as the same object as "nothing yet"; no command of ours is answered by it.
+            if message is _INCOMPLETE:
                 return
             if isinstance(message, hiredis.PushNotification):
                 if self._on_push is not None:
                     self._on_push(message)
                 continue
+            if (
+                not self._waiting
+            ):  # also the error of an SSUBSCRIBE, which stands before the reply of another call
+                self._abort(f"Redis sent a reply too many: {message}")
+                return
             future = self._waiting.popleft()
             if future is None or future.done():
                 continue

@@ -12,7 +12,7 @@ import typer
 import tailrace
 from tailrace.cli.options import Home
 
-#: Requests are tried again only this often: a person is waiting, and sees the error.
+#: A server that is not there is asked again only this often: a person is waiting. A stream that has begun is patient.
 RETRIES = 2
 
 
@@ -31,14 +31,16 @@ def tail(
 async def _tail(client: tailrace.Client, id: str, start: int, as_json: bool) -> None:
     text = ""
     try:
-        async with client, aclosing(client.completion(id).chunks(after=start - 1)) as chunks:
-            async for chunk in chunks:
-                if as_json:
-                    line = json.dumps({"index": chunk.index, "chunk": chunk.data}, ensure_ascii=False)
-                    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
-                elif chunk.text:
-                    text = chunk.text.encode("utf-8", "replace").decode()
-                    print(text, end="", flush=True)
+        async with client:
+            completion = client.completion(id)
+            await completion.status()
+            async with aclosing(completion.chunks(after=start - 1)) as chunks:
+                async for chunk in chunks:
+                    if as_json:
+                        print(json.dumps({"index": chunk.index, "chunk": chunk.data}), flush=True)
+                    elif chunk.text:
+                        text = chunk.text.encode("utf-8", "replace").decode()
+                        print(text, end="", flush=True)
     finally:
         if text and not text.endswith("\n"):
             print(flush=True)

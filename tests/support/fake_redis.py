@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import hiredis
 
+from tests.support.waiting import until
+
 Command = list[bytes]
 Answer = Callable[[Command, asyncio.StreamWriter], Awaitable[None]]
 
@@ -72,3 +74,4 @@ async def fake_redis(answer: Answer) -> AsyncGenerator[FakeRedis]:
         server.close()
         fake.reset()
         await server.wait_closed()
+        await until(lambda: fake.open == 0)

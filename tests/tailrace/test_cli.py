@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import tailrace
+from tailrace.cli import main
 from tests.tailrace.command import command, complaint, environment, run
 from tests.tailrace.server import SSE, Gateway, Reply, StandIn, frames, stand_in
 
@@ -108,7 +109,7 @@ async def test_tail_from_an_index(server: StandIn) -> None:
 
 async def test_tail_prints_each_token_as_it_comes(server: StandIn, gateway: Gateway) -> None:
     """Into a pipe too: what was said is there while the model is still talking. Ctrl-C then is quiet."""
-    server.faults = [Reply(200, frames(gateway.chunks[ID][:2], -1, end=""), SSE, hang=True)]
+    server.faults = [None, Reply(200, frames(gateway.chunks[ID][:2], -1, end=""), SSE, hang=True)]
     process = await asyncio.create_subprocess_exec(
         *command("tail", ID),
         env=environment(**settings(server)),
@@ -157,16 +158,25 @@ def test_tail_without_a_server(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- keys and migrate
 
 
-def test_keys_and_migrations(database_url: str) -> None:
+def test_keys_and_migrations(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From an empty database to a key, and back."""
-    books = {"DATABASE_URL": database_url}
+    monkeypatch.setenv("TAILRACE_DATABASE_URL", database_url)
+
+    def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        said = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return subprocess.CompletedProcess(arguments, end.value.code, said.out, said.err)
 
     def ok(*arguments: str) -> str:
-        done = run(*arguments, settings=books)
+        done = here(*arguments)
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
 
-    assert "tailrace migrate" in complaint(run("keys", "create", "ci", settings=books), 1)
+    assert "tailrace migrate" in complaint(here("keys", "create", "ci"), 1)
     assert "revision" in ok("migrate")
     assert ok("migrate") == ok("migrate")
     made = json.loads(ok("keys", "create", "ci", "--tenant", "acme", "--json"))
@@ -178,9 +188,9 @@ def test_keys_and_migrations(database_url: str) -> None:
     assert made["key"] not in ok("keys", "list") + ok("keys", "list", "--json")
     assert ok("keys", "revoke", made["id"]) == f"{made['id']} revoked\n"
     assert "revoked" in next(line for line in ok("keys", "list").splitlines() if made["id"] in line)
-    assert made["id"] in complaint(run("keys", "revoke", made["id"], settings=books), 1)
-    assert "printable" in complaint(run("keys", "create", "a\tb", settings=books), 1)
-    assert complaint(run("migrate", "--down", "nowhere", settings=books), 1)
+    assert made["id"] in complaint(here("keys", "revoke", made["id"]), 1)
+    assert "printable" in complaint(here("keys", "create", "a\tb"), 1)
+    assert complaint(here("migrate", "--down", "nowhere"), 1)
     assert "base" in ok("migrate", "--down", "base")
 
 
