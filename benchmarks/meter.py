@@ -11,9 +11,11 @@ import redis
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Between two readings. ``cpu`` is seconds by process; ``calls`` Redis commands by name, those of scripts too."""
+    """Between two readings. ``cpu`` is seconds by process, ``system`` the part of them in the kernel; ``calls`` is Redis
+    commands by name, those of scripts too."""
 
     cpu: dict[str, float]
+    system: dict[str, float]
     calls: dict[str, int]
     bytes_in: int
     bytes_out: int
@@ -22,6 +24,15 @@ class Spent:
     def scripts(self) -> int:
         """Calls of scripts."""
         return self.calls.get("evalsha", 0) + self.calls.get("eval", 0)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(
+            {name: seconds - other.cpu[name] for name, seconds in self.cpu.items()},
+            {name: seconds - other.system[name] for name, seconds in self.system.items()},
+            {name: calls - other.calls.get(name, 0) for name, calls in self.calls.items()},
+            self.bytes_in - other.bytes_in,
+            self.bytes_out - other.bytes_out,
+        )
 
 
 class Meter:
@@ -37,27 +48,16 @@ class Meter:
 
     def spent(self) -> Spent:
         """Since ``reset``."""
-        cpu, calls, bytes_in, bytes_out = self._read()
-        cpu_before, calls_before, in_before, out_before = self._last
-        return Spent(
-            {name: seconds - cpu_before[name] for name, seconds in cpu.items()},
-            {
-                name: n - calls_before.get(name, 0)
-                for name, n in calls.items()
-                if n != calls_before.get(name, 0)
-            },
-            bytes_in - in_before,
-            bytes_out - out_before,
-        )
+        return self._read() - self._last
 
-    def _read(self) -> tuple[dict[str, float], dict[str, int], int, int]:
-        cpu = {name: _seconds(process) for name, process in self._processes.items()}
+    def _read(self) -> Spent:
+        times = {name: process.cpu_times() for name, process in self._processes.items()}
         commands = self._client.info("commandstats")
-        calls = {name.removeprefix("cmdstat_"): row["calls"] for name, row in commands.items()}
         stats = self._client.info("stats")
-        return cpu, calls, stats["total_net_input_bytes"], stats["total_net_output_bytes"]
-
-
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+        return Spent(
+            {name: t.user + t.system for name, t in times.items()},
+            {name: t.system for name, t in times.items()},
+            {name.removeprefix("cmdstat_"): row["calls"] for name, row in commands.items()},
+            stats["total_net_input_bytes"],
+            stats["total_net_output_bytes"],
+        )

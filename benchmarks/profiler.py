@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Self
 
 #: Samples a second.
 RATE = 250
-#: Lines of each summary.
-LINES = 30
+#: Lines of each list of a summary, and the share of all samples that a line must have.
+LINES, LEAST = 40, 0.008
 
 #: What every stack begins with.
 _BOILERPLATE = tuple(
@@ -76,26 +76,36 @@ def file_of(name: str, folder: Path) -> Path:
 
 
 def summary(collapsed: str) -> str:
-    """The functions with most samples: by their own time, and with all that they call."""
+    """Where the samples are: by thread and, within it, by function with all that it calls; and by a function's own."""
     threads: Counter[str] = Counter()
     own: Counter[str] = Counter()
-    cumulative: Counter[str] = Counter()
-    total = 0
+    cumulative: dict[str, Counter[str]] = defaultdict(Counter)
     for line in collapsed.splitlines():
         stack, _, count = line.rpartition(" ")
-        thread, *frames = stack.split(";")
-        frames = [_function(frame) for frame in frames] or ["?"]
+        title, *frames = stack.split(";")
+        thread, frames = _thread(title), [_function(frame) for frame in frames] or ["?"]
         samples = int(count)
-        total += samples
-        threads[_thread(thread)] += samples
+        threads[thread] += samples
         own[frames[-1]] += samples
         for frame in {frame for frame in frames if not frame.endswith(_BOILERPLATE)}:
-            cumulative[frame] += samples
-    lines = [f"{total} samples of a thread that has the interpreter"]
-    for title, counts in (("threads", threads), ("own time", own), ("with callees", cumulative)):
-        lines.append(f"  {title}")
-        lines += [f"    {100 * n / total:5.1f}%  {frame}" for frame, n in counts.most_common(LINES)]
-    return "\n".join(lines)
+            cumulative[thread][frame] += samples
+    total = threads.total() or 1
+
+    def lines(counts: Counter[str]) -> list[str]:
+        return [
+            f"    {100 * n / total:5.1f}%  {frame}"
+            for frame, n in counts.most_common(LINES)
+            if n / total > LEAST
+        ]
+
+    said = [
+        f"{total} samples of a thread that has the interpreter",
+        "  by a function's own time",
+        *lines(own),
+    ]
+    for thread, samples in threads.most_common():
+        said += [f"  {100 * samples / total:5.1f}%  in {thread}, with callees", *lines(cumulative[thread])]
+    return "\n".join(said)
 
 
 def _thread(frame: str) -> str:

@@ -220,8 +220,12 @@ def _cost(floods: Floods) -> list[Row]:
     def cpu_stream(process: str) -> Callable[[Round], float]:
         return lambda r: r.per_stream(r.spent.cpu[process]) * 1e3
 
+    def kernel(process: str) -> str:
+        share = floods.median("tailrace", lambda r: r.spent.system[process] / max(r.spent.cpu[process], 1e-9))
+        return "" if share is None else f"{100 * share:.0f}% of it in the kernel"
+
     ours = ("worker", "gateway", "valkey")
-    found = [row(f"CPU, {process}", "µs", cpu(process)) for process in ours]
+    found = [row(f"CPU, {process}", "µs", cpu(process), note=kernel(process)) for process in ours]
     found.append(row("CPU, all three", "µs", lambda r: sum(cpu(p)(r) for p in ours)))
     found += [
         row(f"CPU, {process}", "µs", cpu(process), note="not Tailrace's") for process in ("backend", "client")

@@ -24,7 +24,6 @@ from schemas.records import VERSION, Accepted, Ended
 from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
 from stores.books import Books
-from stores.books import Books
 from stores.chunklog import ChunkLog
 from stores.redis import Redis
 from stores.scripts import AcceptResult, Scripts
@@ -91,7 +90,6 @@ class Submitter:
         self._log = ChunkLog(redis)
         self.catalog = catalog
         self._publisher = publisher
-        self._books = books
         self._books = books
 
     async def submit(

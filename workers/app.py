@@ -46,7 +46,7 @@ def generate(message: WakeUp) -> str:
         log.error("a message of version %s: update this worker", message["v"])
         return "newer"
     outcome = _runtime().generate(message["id"], message["queue"], message["seq"])
-    if False and outcome == STOPPING:  # taken from its queue just then: it is for the next worker
+    if outcome == STOPPING:  # taken from its queue just then: it is for the next worker
         generate.apply_async(args=(message,), queue=message["queue"], task_id=message["id"])
     return outcome
 
