@@ -11,7 +11,7 @@ import redis
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Between two readings. ``cpu`` is seconds by process, ``system`` the part of them in the kernel; ``calls`` is Redis
+    """Between two readings. ``cpu`` is seconds by process, ``system`` those in the kernel; ``calls`` counts Redis
     commands by name, those of scripts too."""
 
     cpu: dict[str, float]

@@ -29,7 +29,11 @@ DEFAULT_CLUSTER_PARTITIONS = 64
 PATIENCE = 5.0
 #: Waits between those tries, in seconds: doubled from the first to the last, with jitter.
 RETRY_FIRST, RETRY_LAST = 0.02, 0.5
+#: Between tries to open a key space, in seconds.
+OPEN_PAUSE = 0.2
 
+#: What a server says to those that it will never let in.
+_REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "unknown command", "DB index", "SELECT is not allowed")
 #: Error replies that pass: the server is loading, failing over, or the slot is on its way.
 _PASSING = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "BUSY ", "READONLY", "NOREPLICAS")
 
@@ -96,56 +100,66 @@ class Redis:
         deadline = loop.time() + patience
         while True:
             try:
-                wire = await Wire.connect(address)
-                break
-            except WireError as error:
+                return await cls._open(address, partitions)
+            except (WireError, Unavailable, hiredis.ReplyError) as error:
                 # A wrong password stays wrong; anything else may pass.
-                if any(word in str(error) for word in ("WRONGPASS", "NOAUTH", "NOPERM", "unknown command")):
+                if any(word in str(error) for word in _REFUSALS):
                     raise ConfigurationError(
                         f"{error}. Set TAILRACE_REDIS_URL to a Redis 7 or Valkey 8 that lets us in.",
                         param="TAILRACE_REDIS_URL",
                     ) from None
                 if loop.time() >= deadline:
                     raise Unavailable(f"{error}. Start it, or set TAILRACE_REDIS_URL.") from None
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(OPEN_PAUSE)
+
+    @classmethod
+    async def _open(cls, address: Address, partitions: int | None) -> Redis:
+        """One try."""
+        wire = await Wire.connect(address)
         try:
             info = (await wire.call("INFO", "cluster")).decode()
             cluster = "cluster_enabled:1" in info
             wanted = partitions or (DEFAULT_CLUSTER_PARTITIONS if cluster else DEFAULT_PARTITIONS)
             self = cls(address, cluster=cluster, partitions=wanted)
-            if cluster:
-                await self._refresh(wire)
-            else:
-                node = Node(address)
-                self._nodes[address.host, address.port] = node
-                self._by_partition = [node] * wanted
-            await self._agree(wanted, asked=partitions is not None, patience=max(patience, 1.0))
+            try:
+                if cluster:
+                    await self._refresh(wire)
+                else:
+                    node = Node(address)
+                    self._nodes[address.host, address.port] = node
+                    self._by_partition = [node] * wanted
+                await self._agree(wanted, asked=partitions is not None)
+            except BaseException:
+                self.close()
+                raise
         finally:
             wire.close()
         return self
 
-    async def _agree(self, wanted: int, *, asked: bool, patience: float) -> None:
+    async def _agree(self, wanted: int, *, asked: bool) -> None:
         """Write down the number of partitions, or find it written down."""
-        await self.command(0, "SET", PARTITIONS_KEY, wanted, "NX", patience=patience)
-        stored = int(await self.command(0, "GET", PARTITIONS_KEY, patience=patience))
-        if stored == wanted:
+        stored = await self.command(0, "GET", PARTITIONS_KEY, patience=0)
+        if stored is None:  # a full server refuses even a SET that would change nothing
+            await self.command(0, "SET", PARTITIONS_KEY, wanted, "NX", patience=0)
+            stored = await self.command(0, "GET", PARTITIONS_KEY, patience=0)
+        number = int(stored)
+        if number == wanted:
             return
-        self.close()
         if asked:
             raise ConfigurationError(
-                f"This Redis was set up with {stored} partitions and TAILRACE_PARTITIONS says {wanted}: "
-                f"set TAILRACE_PARTITIONS={stored}, or use another database.",
+                f"This Redis was set up with {number} partitions and TAILRACE_PARTITIONS says {wanted}: "
+                f"set TAILRACE_PARTITIONS={number}, or use another database.",
                 param="TAILRACE_PARTITIONS",
             )
-        self.partitions = stored
-        self.keyspace = [Keys(p) for p in range(stored)]
+        self.partitions = number
+        self.keyspace = [Keys(p) for p in range(number)]
         if self.cluster:
             await self._refresh()
         else:
-            self._by_partition = [Node(self._address)] * stored
+            self._by_partition = self._by_partition[:1] * number
 
     def close(self) -> None:
-        for node in {id(n): n for n in [*self._nodes.values(), *self._by_partition]}.values():
+        for node in self._nodes.values():
             node.close()
 
     def partition(self, key_id: str) -> int:
@@ -225,8 +239,11 @@ class Redis:
                         await self._refresh()
 
     async def _refresh(self, wire: Wire | None = None) -> None:
-        """Ask a node of the cluster which node has which slots."""
+        """Ask a node of the cluster which node has which slots, once for all who want to know at the same time."""
+        known = self._by_partition
         async with self._refreshing:
+            if self._by_partition is not known:
+                return
             asked = wire if wire is not None else await self._any_wire()
             try:
                 slots = await asked.call("CLUSTER", "SLOTS")
@@ -236,7 +253,7 @@ class Redis:
             nodes: dict[tuple[str, int], Node] = {}
             by_slot: list[tuple[int, int, Node]] = []
             for start, stop, primary, *_ in slots:
-                host = primary[0].decode() or self._address.host
+                host = (primary[0] or b"").decode() or self._address.host
                 where = (host, int(primary[1]))
                 node = nodes.get(where) or self._nodes.get(where) or Node(self._address.at(*where))
                 nodes[where] = node

@@ -23,6 +23,8 @@ import msgspec
 
 #: A connection that has replies to come and hears nothing for this long is taken for dead, in seconds.
 REPLY_TIMEOUT = 10.0
+#: How long a connection may take until the server has greeted us, in seconds.
+CONNECT_TIMEOUT = 5.0
 #: Bytes that may wait in the socket's buffer before ``drained`` holds writers back.
 WRITE_HIGH_WATER = 4 * 1024 * 1024
 
@@ -111,9 +113,9 @@ class Wire(asyncio.Protocol):
         *,
         on_push: Push | None = None,
         on_lost: Callable[[Wire], None] | None = None,
-        timeout: float = 5.0,
+        timeout: float | None = None,
     ) -> Wire:
-        """Connects, authenticates and speaks RESP3. Raises WireError."""
+        """Connects, authenticates and speaks RESP3, within ``CONNECT_TIMEOUT`` or ``timeout``. Raises WireError."""
         loop = asyncio.get_running_loop()
         made: list[Wire] = []
 
@@ -122,7 +124,7 @@ class Wire(asyncio.Protocol):
             return made[-1]
 
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(CONNECT_TIMEOUT if timeout is None else timeout):
                 if address.path is not None:
                     _, wire = await loop.create_unix_connection(make, address.path)
                 else:

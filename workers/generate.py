@@ -12,15 +12,15 @@ import logging
 from typing import Any, cast
 
 import httpx
-import msgspec
 
 from producers.catalog import auth_headers
 from producers.submit import Work, decode_work
-from schemas.codec import BadChunk, ChunkEncoder
+from schemas.codec import BadChunk, ChunkEncoder, dumps
 from schemas.errors import DeadlineExceeded, Failure, ProviderError, TailraceError
 from schemas.providers import Provider, Providers, upstream_body
 from schemas.records import Accepted, Ended, Usage, decode_record
 from schemas.states import State
+from stores.books import storable
 from stores.scripts import Claim, EndResult, NotClaimed, Scripts
 from workers.logwriter import Appender, Fenced, LogWriter
 from workers.upstream import DONE, Patience, make_client, open_stream, provider_error
@@ -31,6 +31,8 @@ log = logging.getLogger("tailrace.worker")
 LAST_BYTES = 0.02
 #: Bytes of text that count as one token where the provider reports no usage.
 BYTES_PER_TOKEN = 4
+#: No count of tokens is believed beyond this one, and no finish reason is kept beyond this length.
+MOST_TOKENS, FINISH_REASON_LENGTH = 10**12, 100
 
 
 class Generator:
@@ -131,7 +133,10 @@ class Generator:
             model=record.resolved_model,
             usage=_usage(encoder, work),
             failure=failure,
-            finish_reasons=[encoder.finish_reasons[i] for i in sorted(encoder.finish_reasons)],
+            finish_reasons=[
+                storable(encoder.finish_reasons[i][:FINISH_REASON_LENGTH])
+                for i in sorted(encoder.finish_reasons)
+            ],
         )
         batch = await writer.rest()
         if await self._scripts.end(ended, claim.attempt, batch) not in (EndResult.ENDED, EndResult.REPEATED):
@@ -244,7 +249,7 @@ def _usage(encoder: ChunkEncoder, work: Work) -> Usage:
     if reported is None:
         if encoder.text_bytes == 0 and not encoder.finish_reasons:
             return Usage()
-        prompt = len(msgspec.json.encode(work.params.get("messages", [])))
+        prompt = len(dumps(work.params.get("messages", [])))
         return Usage(
             prompt_tokens=max(1, prompt // BYTES_PER_TOKEN),
             completion_tokens=-(-encoder.text_bytes // BYTES_PER_TOKEN),
@@ -260,4 +265,4 @@ def _usage(encoder: ChunkEncoder, work: Work) -> Usage:
 
 def _count(values: Any, name: str) -> int:
     value = cast("dict[str, Any]", values).get(name) if isinstance(values, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return min(value, MOST_TOKENS) if type(value) is int and value >= 0 else 0

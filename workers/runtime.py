@@ -53,6 +53,7 @@ class Runtime:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._stopping = False
+        self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
         self._attempts: set[Future[str]] = set()
 
     def start(self) -> None:
@@ -116,10 +117,9 @@ class Runtime:
 
     def drain(self) -> None:
         """SIGTERM: let running streams end for a while, then end them. Returns at once."""
-        if self._stopping:
-            return
-        self._stopping = True
-        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        if not self._stopping:
+            self._stopping = True
+            self._drainer.start()
 
     def _drain(self) -> None:
         until = time.monotonic() + GRACE
@@ -131,7 +131,8 @@ class Runtime:
     def stop(self) -> None:
         """When no new task comes: see the running ones off, whose pool waits for them without bound."""
         self.drain()
-        _, late = wait(list(self._attempts), GRACE + LAST_WORDS)
+        self._drainer.join()
+        _, late = wait(list(self._attempts), LAST_WORDS)
         for attempt in late:
             attempt.cancel()
         self._control.stop()

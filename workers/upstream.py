@@ -18,9 +18,10 @@ from schemas.codec import BadChunk, dumps, loads
 from schemas.errors import DeadlineExceeded, ProviderError, TailraceError
 from schemas.providers import Provider
 from schemas.sse import SSEParser, SSETooLarge
+from stores.books import storable
 
-#: Bytes of an error answer that are read.
-ERROR_BODY = 64 * 1024
+#: Bytes of an error answer that are read, and characters of its code, type and param that are kept.
+ERROR_BODY, ERROR_WORD = 64 * 1024, 200
 #: The data of the event that says all was sent.
 DONE = b"[DONE]"
 
@@ -217,26 +218,28 @@ def refusal(name: str, status: int, body: bytes) -> ProviderError:
 def provider_error(name: str, detail: Any, *, status: int | None = None, body: bytes = b"") -> ProviderError:
     """From an ``error`` object in OpenAI's shape, or whatever stands in its place."""
     fields = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
-    code, kind, param = fields.get("code"), fields.get("type"), fields.get("param")
+    code = fields.get("code")
     if status is None and isinstance(code, int):
         status = code
     return ProviderError(
         _message(detail, body) or f"The provider '{name}' answered {status}.",
-        code=code if isinstance(code, str) and code else "provider_error",
-        type=kind if isinstance(kind, str) and kind else None,
-        param=param if isinstance(param, str) else None,
+        code=_word(code) or "provider_error",
+        type=_word(fields.get("type")),
+        param=_word(fields.get("param")),
         provider_status=status,
     )
 
 
 def _message(detail: Any, body: bytes) -> str:
     if isinstance(detail, dict):
-        message = cast("dict[str, Any]", detail).get("message")
-        if isinstance(message, str) and message:
-            return message
+        detail = cast("dict[str, Any]", detail).get("message")
     if isinstance(detail, str) and detail:
-        return detail
-    return body[:500].decode("utf-8", "replace").strip()
+        return storable(detail[:ERROR_BODY])
+    return storable(body[:500].decode("utf-8", "replace").strip())
+
+
+def _word(value: Any) -> str | None:
+    return storable(value[:ERROR_WORD]) if isinstance(value, str) and value else None
 
 
 def _reason(error: Exception) -> str:

@@ -17,8 +17,6 @@ from tailrace.embedded.readiness import Check
 MEMORY_SHARE = 0.25
 #: Slices of batches at once in the bulk worker.
 BULK_CONCURRENCY = 16
-#: A part that can't be asked is taken to be well after so many seconds.
-BEAT_SECONDS = 0.5
 FLOWER_USER = "tailrace"
 
 
@@ -110,13 +108,14 @@ class Parts:
         )
 
     def beat(self) -> Part:
-        schedule = str(self._home / "beat" / "schedule")
+        folder = self._home / "beat"
+        schedule = str(folder / "schedule")
         return self._part(
             "beat",
             self._python(
                 "celery", "-A", "workers.app", "beat", "-s", schedule, "--pidfile=", "-l", "WARNING"
             ),
-            readiness.lives(BEAT_SECONDS),
+            readiness.writes(folder),
         )
 
     def flower(self, url: str) -> Part:

@@ -41,10 +41,11 @@ class Part:
 class Process:
     """A running part, the leader of a session of its own: the terminal's Ctrl-C goes past it."""
 
-    def __init__(self, part: Part, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, part: Part, process: asyncio.subprocess.Process, log_start: int) -> None:
         self.part = part
         self.pid = process.pid
         self._process = process
+        self._log_start = log_start
 
     @classmethod
     async def start(cls, part: Part) -> Process:
@@ -52,6 +53,7 @@ class Process:
         if part.log.exists() and part.log.stat().st_size > LONGEST_LOG:
             part.log.replace(part.log.with_name(part.log.name + ".1"))
         with part.log.open("ab") as log:
+            log_start = log.tell()
             process = await asyncio.create_subprocess_exec(
                 *part.command,
                 cwd=part.folder,
@@ -61,7 +63,7 @@ class Process:
                 stderr=log,
                 start_new_session=True,
             )
-        return cls(part, process)
+        return cls(part, process, log_start)
 
     async def wait(self) -> int:
         """The exit code once it has ended; what it left in its group is killed."""
@@ -74,18 +76,18 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
+    def last_words(self) -> str:
+        """The last line that it wrote, for an error of one line."""
+        log = self.part.log
+        with log.open("rb") as file:
+            file.seek(max(self._log_start, log.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+        return next((line.strip()[:400] for line in reversed(lines) if line.strip()), "it said nothing")
+
     def send(self, number: signal.Signals) -> None:
         """Signal the whole group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-
-
-def last_words(log: Path) -> str:
-    """The last line that a process wrote, for an error of one line."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode("utf-8", "replace").split("\n")
-    return next((line.strip()[:400] for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def describe(code: int) -> str:

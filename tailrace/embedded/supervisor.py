@@ -10,7 +10,7 @@ from typing import Any
 
 from tailrace import backoff
 from tailrace.embedded.options import StackError
-from tailrace.embedded.process import Guardian, Part, Process, describe, last_words
+from tailrace.embedded.process import Guardian, Part, Process, describe
 
 #: Seconds for a part to get ready.
 PATIENCE = 60.0
@@ -45,12 +45,12 @@ class Supervisor:
 
     async def start(self, *parts: Part) -> None:
         """Start the parts and wait until all are ready. Raises StackError."""
-        for part in parts:
-            process = await self._launch(part)
-            self._keepers.append(asyncio.create_task(self._keep(process), name=part.name))
-        await together(*(self._get_ready(part) for part in parts))
+        processes = [await self._launch(part) for part in parts]
+        self._keepers += [asyncio.create_task(self._keep(process)) for process in processes]
+        await together(*(self._get_ready(process) for process in processes))
 
-    async def _get_ready(self, part: Part) -> None:
+    async def _get_ready(self, process: Process) -> None:
+        part = process.part
         try:
             async with asyncio.timeout(PATIENCE):
                 # It is another process that is waited for, and it rings no bell.
@@ -58,7 +58,7 @@ class Supervisor:
                     await asyncio.sleep(GLANCE)
         except TimeoutError:
             raise StackError(
-                f"{part.name} is not ready after {PATIENCE:.0f} s; the last line of {part.log}: {last_words(part.log)}"
+                f"{part.name} is not ready after {PATIENCE:.0f} s; the last line of {part.log}: {process.last_words()}"
             ) from None
         self._been_ready.add(part.name)
         self._say(f"{part.name} ready" + (f": {part.where}" if part.where else ""))
@@ -90,7 +90,7 @@ class Supervisor:
             self._guardian.remove(process)
             self._running.pop(part.name, None)
             if part.name not in self._been_ready:
-                return self._break(f"{part.name} did not start: {last_words(part.log)} (log: {part.log})")
+                return self._break(f"{part.name} did not start: {process.last_words()} (log: {part.log})")
             now = clock()
             deaths.append(now)
             recent = sum(1 for at in deaths if now - at < DEATHS_SECONDS)

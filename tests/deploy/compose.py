@@ -279,7 +279,9 @@ class Deployment:
                 self._met(other, on["condition"])
             self.start(service)
         checked = {n: s["healthcheck"] for n, s in self.services.items() if "healthcheck" in s}
-        for service in sorted(checked, key=lambda name: seconds(checked[name]["timeout"])):  # slow checks last
+        for service in sorted(
+            checked, key=lambda name: seconds(checked[name]["timeout"])
+        ):  # slow checks last
             self._met(service, "service_healthy")
 
     def stop(self) -> dict[str, float]:

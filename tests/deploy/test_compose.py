@@ -33,7 +33,11 @@ from tests.support.providers import write_providers
 from tests.support.valkey import wait_until
 
 OURS = {"migrate", "gateway", "worker-interactive", "worker-bulk", "beat", "flower"}
-ENV = {"POSTGRES_PASSWORD": "postgres-secret", "VALKEY_PASSWORD": "valkey-secret", "FLOWER_PASSWORD": "flower-secret"}
+ENV = {
+    "POSTGRES_PASSWORD": "postgres-secret",
+    "VALKEY_PASSWORD": "valkey-secret",
+    "FLOWER_PASSWORD": "flower-secret",
+}
 
 
 class TestFile:
@@ -68,7 +72,9 @@ class TestFile:
                 assert seconds(service["stop_grace_period"]) >= 10, name
                 assert service["healthcheck"]["test"], name
 
-    def test_nothing_but_gateway_and_flower_can_be_reached_from_outside_and_they_from_this_host_alone(self) -> None:
+    def test_nothing_but_gateway_and_flower_can_be_reached_from_outside_and_they_from_this_host_alone(
+        self,
+    ) -> None:
         services = interpolate(raw(), ENV)["services"]
         ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
         assert ports == {"gateway": ["127.0.0.1:8080:8080"], "flower": ["127.0.0.1:5555:5555"]}
@@ -177,7 +183,7 @@ class Up:
         def waiting() -> tuple[int, int]:
             queues = self.flower("/api/queues/length").json()["active_queues"]
             shown = sum(queue["messages"] for queue in queues if queue["name"] == "bulk")
-            return shown, int(self.redis.llen("tailrace:{p0}:broker:bulk"))  # type: ignore[arg-type]
+            return shown, int(self.redis.llen("tailrace:{p0}:broker:bulk"))
 
         def counted() -> bool:
             shown, there = waiting()

@@ -34,16 +34,19 @@ class Said(list[str]):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "FIRST", 0.01)
+    def delay(failures: int) -> float:
+        return 0.01
+
+    monkeypatch.setattr(backoff, "delay", delay)
     monkeypatch.setattr(module, "GLANCE", 0.01)
 
 
 def part(folder: Path, name: str, code: str, *, last: bool = False, grace: float = 5.0) -> Part:
-    """It is ready once it has written something."""
+    """It is ready once it says that it is awake."""
     log = folder / f"{name}.log"
 
     async def ready() -> bool:
-        return bool(log.read_text())
+        return "awake" in log.read_text()
 
     return Part(name, [sys.executable, "-c", code], os.environ, folder, log, ready, last=last, grace=grace)
 
@@ -81,7 +84,7 @@ def children(marker: str = "time.sleep") -> list[psutil.Process]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.02)
 
 
@@ -103,7 +106,7 @@ async def test_what_dies_again_and_again_breaks_the_stack(tmp_path: Path) -> Non
     said = Said()
     async with supervised(tmp_path, said) as supervisor:
         await supervisor.start(
-            part(tmp_path, "a", "print('hello', flush=True); import time; time.sleep(0.3); exit(3)")
+            part(tmp_path, "a", "print('awake', flush=True); import time; time.sleep(0.3); exit(3)")
         )
         with pytest.raises(StackError, match="a died 5 times within a minute"):
             await asyncio.wait_for(asyncio.shield(supervisor.broken), 30)
@@ -183,7 +186,9 @@ async def test_the_guardian_survives_and_is_replaced(tmp_path: Path) -> None:
         await until(lambda: children("guardian.py") not in ([], [guardian]))
         (second,) = children("guardian.py")
         assert second.is_running()
-        # Its pipe closes as it would if the supervisor were killed.
+        # The supervisor looks away, and the pipe closes as it would if it were killed.
+        for keeper in supervisor._keepers:
+            keeper.cancel()
         process = supervisor._guardian._process
         assert process
         assert process.stdin

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -46,27 +47,34 @@ def test_a_worker_that_streams_stops_and_its_reader_gets_an_end(stack: Stack) ->
     assert row.generation.failure.code == "worker_stopped"
 
 
-def test_workers_that_come_and_go_lose_no_message(stack: Stack) -> None:
-    """A message that a worker takes from its queue while it stops goes back to the queue."""
-    accepted: list[str] = []
+@contextmanager
+def flood(stack: Stack, accepted: list[str]) -> Generator[None]:
+    """Submit completions without a pause for as long as the ``with`` lasts."""
     enough = threading.Event()
-    with stack.api() as api:
 
-        def submit() -> None:
+    def submit() -> None:
+        with stack.api() as api:
             while not enough.is_set():
                 accepted.append(api.background())
 
-        submitting = threading.Thread(target=submit)
-        submitting.start()
-        try:
-            for name in ("first", "second"):
-                stack.add_worker(name, "interactive", 64)
-                before = len(accepted)
-                wait_until(lambda n=before: len(accepted) > n + FLOOD, what="flood")
-                stop(stack, name)
-        finally:
-            enough.set()
-            submitting.join()
+    submitting = threading.Thread(target=submit)
+    submitting.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        submitting.join()
+
+
+def test_workers_that_come_and_go_lose_no_message(stack: Stack) -> None:
+    """A message that a worker takes from its queue while it stops goes back to the queue."""
+    accepted: list[str] = []
+    for name in ("first", "second"):
+        stack.add_worker(name, "interactive", 64)
+        before = len(accepted)
+        with flood(stack, accepted):
+            wait_until(lambda n=before: len(accepted) > n + FLOOD, what="flood")
+            stop(stack, name)
     stack.add_worker("last", "interactive", 64)
     try:
         assert {row.status.value for row in stack.settled(*accepted)} == {"completed"}
