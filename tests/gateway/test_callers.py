@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from stores.apikeys import make_stream_token
-from tests.support.api import CHAT, SEED, Api, asking, error_of, named, ordered
+from tests.support.api import CHAT, SEED, Api, anybody, asking, error_of, named, ordered
 from tests.support.stack import ORIGIN, Stack
 from tests.support.valkey import wait_until
 
@@ -21,7 +21,7 @@ REVOKED_WITHIN = 6.0
 
 def anonymous(api: Api, authorization: str | bytes | None = None) -> httpx.Client:
     headers = {} if authorization is None else {"Authorization": authorization}
-    return httpx.Client(base_url=api.base_url, headers=headers, timeout=20)  # type: ignore[arg-type]
+    return anybody(str(api.base_url), headers=headers)
 
 
 class TestKeys:
@@ -78,7 +78,8 @@ class TestKeys:
         """Nobody has to guess which one counts."""
         with stack.api() as other:
             both = [("Authorization", f"Bearer {api.api_key}"), ("Authorization", f"Bearer {other.api_key}")]
-            assert httpx.get(f"{stack.url}{CHAT}", headers=both).status_code == 401
+            with anybody(stack.url, headers=both) as client:
+                assert client.get(CHAT).status_code == 401
 
     def test_a_revoked_key_stops_working_within_seconds(self, each_stack: Stack) -> None:
         """Also one that is in use; another key of the tenant is not touched."""
@@ -91,7 +92,8 @@ class TestKeys:
             assert stack.keys.revoke(key_id)
             wait_until(lambda: api.get(CHAT).status_code == 401, REVOKED_WITHIN, "refusal")
             assert api.plain().status_code == 401
-            assert httpx.get(f"{stack.url}{token}").status_code == 401
+            with anonymous(api) as client:
+                assert client.get(token).status_code == 401
             assert other.plain().status_code == 200
 
     def test_a_new_key_works_at_once(self, stack: Stack) -> None:
@@ -134,6 +136,7 @@ class TestTenants:
     def test_keys_of_one_tenant_share_its_completions(self, api: Api, stack: Stack) -> None:
         """The tenant owns them, not the key."""
         completion_id = api.seed().id
+        stack.settled(completion_id)
         with stack.api(api.tenant) as colleague:
             assert colleague.stored(completion_id)["status"] == "completed"
             assert [c["id"] for c in colleague.get(CHAT).json()["data"]] == [completion_id]
@@ -141,12 +144,15 @@ class TestTenants:
 
 class TestEndUsers:
     @pytest.mark.parametrize("user", ["ann", "zoë@example.org", "水 user", "a,b;c"])
-    def test_a_request_for_a_user_sees_that_users_completions(self, each_api: Api, user: str) -> None:
+    def test_a_request_for_a_user_sees_that_users_completions(
+        self, each_stack: Stack, each_api: Api, user: str
+    ) -> None:
         """And the tenant itself sees all."""
         api = each_api
         mine = api.seed(headers=named(user)).id
         others = api.seed(headers=named("bob")).id
         nobodys = api.seed().id
+        each_stack.settled(mine, others, nobodys)
         assert api.stored(mine, headers=named(user))["id"] == mine
         for completion_id in (others, nobodys):
             for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/stream"), ("POST", "/cancel"), ("POST", "/token")):
@@ -176,25 +182,25 @@ class TestEndUsers:
 
 
 class TestTokens:
-    def test_a_token_opens_one_stream_without_a_key(self, each_stack: Stack, each_api: Api) -> None:
+    def test_a_token_opens_one_stream_without_a_key(self, each_api: Api) -> None:
         """Its URL is ready to be given to an EventSource, from any index."""
         api = each_api
         first = api.seed()
         made = api.post(f"{CHAT}/{first.id}/token").json()
         assert made["object"] == "chat.completion.stream_token"
         assert 14 * 60 < made["expires_at"] - time.time() <= 15 * 60
-        with httpx.Client(base_url=each_stack.url) as anybody:
-            answer = anybody.get(made["url"])
+        with anonymous(api) as client:
+            answer = client.get(made["url"])
             assert answer.status_code == 200
             assert answer.content.endswith(b"event: done\nid: 13\ndata: null\n\n")
-            answer = anybody.get(made["url"], headers={"Last-Event-ID": "11"})
+            answer = client.get(made["url"], headers={"Last-Event-ID": "11"})
             assert answer.text.count("event: message") == 1
 
     def test_it_opens_nothing_else(self, api: Api, stack: Stack) -> None:
         """Not the completion, not another one's stream, not a cancel."""
         first, second = api.seed(), api.seed()
         token = {"token": api.post(f"{CHAT}/{first.id}/token").json()["token"]}
-        with httpx.Client(base_url=stack.url, params=token) as anybody:
+        with anybody(stack.url, params=token) as client:
             for method, url in (
                 ("GET", f"{CHAT}/{second.id}/stream"),
                 ("GET", f"{CHAT}/{first.id}"),
@@ -204,7 +210,7 @@ class TestTokens:
                 ("POST", f"{CHAT}/{first.id}/token"),
                 ("POST", SEED),
             ):
-                answer = anybody.request(method, url)
+                answer = client.request(method, url)
                 assert answer.status_code == 401, url
                 error_of(answer)
 
@@ -234,58 +240,60 @@ class TestTokens:
             "a" * 5000,
             "====.====",
         ]
-        for token in forged:
-            answer = httpx.get(f"{stack.url}{CHAT}/{first.id}/stream", params={"token": token})
-            assert answer.status_code == 401, token
-            assert error_of(answer)["code"] == "invalid_stream_token"
+        with anonymous(api) as client:
+            for token in forged:
+                answer = client.get(f"{CHAT}/{first.id}/stream", params={"token": token})
+                assert answer.status_code == 401, token
+                assert error_of(answer)["code"] == "invalid_stream_token"
 
-    def test_a_users_token_stays_the_users(self, api: Api, stack: Stack) -> None:
+    def test_a_users_token_stays_the_users(self, api: Api) -> None:
         """Made on behalf of one user for a completion of that user."""
         first = api.seed(headers=named("ann"))
         url = f"{CHAT}/{first.id}/token"
         assert api.post(url, headers={"X-On-Behalf-Of": "bob"}).status_code == 404
         made = api.post(url, headers={"X-On-Behalf-Of": "ann"}).json()
-        assert httpx.get(f"{stack.url}{made['url']}").status_code == 200
+        with anonymous(api) as client:
+            assert client.get(made["url"]).status_code == 200
 
-    def test_it_works_while_the_completion_runs(self, api: Api, stack: Stack) -> None:
+    def test_it_works_while_the_completion_runs(self, api: Api) -> None:
         """A page can follow what a server has asked for."""
         completion_id = api.background(fake={"chunks": 20, "interval_ms": 20})
         made = api.post(f"/api/v1/llm/chat/completions/{completion_id}/token").json()
         assert made["url"].startswith("/api/v1/llm/")
-        answer = httpx.get(f"{stack.url}{made['url']}", timeout=20)
+        with anonymous(api) as client:
+            answer = client.get(made["url"])
         assert answer.text.count("event: message") == 23
 
 
 class TestOrigins:
-    def test_the_configured_page_may_read_answers(self, api: Api, stack: Stack) -> None:
+    def test_the_configured_page_may_read_answers(self, api: Api) -> None:
         """Streams and errors too, with the headers that it needs."""
         for answer in (
             api.get(CHAT, headers={"Origin": ORIGIN}),
             api.post(SEED, json=asking(), headers={"Origin": ORIGIN}),
             api.post(SEED, json={}, headers={"Origin": ORIGIN}),
-            httpx.get(f"{stack.url}/v1/nothing", headers={"Origin": ORIGIN}),
+            api.get("/v1/nothing", headers={"Origin": ORIGIN}),
         ):
             assert answer.headers["access-control-allow-origin"] == ORIGIN
             exposed = answer.headers["access-control-expose-headers"].lower()
             assert "x-completion-id" in exposed
             assert "x-request-id" in exposed
 
-    def test_its_preflights_are_answered(self, stack: Stack) -> None:
+    def test_its_preflights_are_answered(self, api: Api) -> None:
         """Without a key, for our methods and headers."""
-        answer = httpx.options(
-            f"{stack.url}{SEED}",
-            headers={
-                "Origin": ORIGIN,
-                "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization,content-type,x-last-chunk-index,idempotency-key",
-            },
-        )
+        preflight = {
+            "Origin": ORIGIN,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-last-chunk-index,idempotency-key",
+        }
+        with anonymous(api) as client:
+            answer = client.options(SEED, headers=preflight)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         assert "x-last-chunk-index" in answer.headers["access-control-allow-headers"]
 
-    def test_other_pages_may_not(self, api: Api, stack: Stack) -> None:
-        """Nor any page where nothing is configured."""
+    def test_other_pages_may_not(self, api: Api) -> None:
+        """What is answered to them, their browser keeps from them."""
         elsewhere = {"Origin": "http://evil.example"}
         assert "access-control-allow-origin" not in api.get(CHAT, headers=elsewhere).headers
         assert "access-control-allow-origin" not in api.post(SEED, json=asking(), headers=elsewhere).headers

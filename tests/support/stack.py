@@ -29,7 +29,7 @@ from schemas.tables import completions, usage
 from stores.apikeys import ApiKeys
 from stores.books import Books, CompletionRow
 from stores.sql import make_engine, migrate
-from tests.support.api import Api
+from tests.support.api import Api, anybody
 from tests.support.backend import Backend
 from tests.support.leaks import leaks
 from tests.support.ports import free_port
@@ -223,11 +223,12 @@ class Stack:
             if self.workers_up() < workers:
                 return False
             try:
-                return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+                return client.get("/readyz").status_code == 200
             except httpx.TransportError:
                 return False
 
-        wait_until(ready, START_SECONDS, "gateway and workers that are ready")
+        with anybody(self.url) as client:
+            wait_until(ready, START_SECONDS, "gateway and workers that are ready")
 
     def close(self) -> None:
         """End every process, servers last."""
