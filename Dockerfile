@@ -8,7 +8,6 @@ WORKDIR /src
 COPY requirements.lock pyproject.toml ./
 RUN awk '/^[^ #]/ { mine = /^uv==/ } mine' requirements.lock > /tmp/uv.lock \
     && pip install --no-cache-dir --require-hashes -r /tmp/uv.lock \
-    && uv pip install --system --no-build --require-hashes --constraint requirements.lock hatchling \
     && uv venv --python /usr/local/bin/python /opt/tailrace
 
 # The project's own dependencies and theirs, in the lock's versions, each with its hash. What tests, linters and the
@@ -25,7 +24,8 @@ COPY workers workers
 COPY gateway gateway
 COPY tailrace tailrace
 COPY migrations migrations
-RUN uv build --wheel --no-build-isolation --python /usr/local/bin/python --out-dir /tmp/wheel \
+RUN uv build --wheel --require-hashes --build-constraint requirements.lock \
+        --python /usr/local/bin/python --out-dir /tmp/wheel \
     && uv pip install --python /opt/tailrace/bin/python --no-deps /tmp/wheel/*.whl
 
 

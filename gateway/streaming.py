@@ -46,7 +46,7 @@ class SeedFraming:
         if failure is None:
             return done_frame(index)
         # The id moves past the end, so that an EventSource that comes back is told to stop.
-        return b"id: %d\n" % index + error_frame(failure.code, failure.message)
+        return b"id: %d\n" % index + error_frame(failure.code, failure.full_message)
 
     def broken(self, error: TailraceError) -> bytes:
         return error_frame(error.code, error.message)

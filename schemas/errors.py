@@ -19,6 +19,14 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str = "server_error"
     param: str | None = None
     status: int = 502
+    provider_status: int | None = None  # what the model backend answered
+
+    @property
+    def full_message(self) -> str:
+        """The message, with a model backend's own status, for where there is no HTTP status to say it."""
+        if self.provider_status is None:
+            return self.message
+        return f"{self.message} (provider status {self.provider_status})"
 
 
 class TailraceError(Exception):
@@ -193,7 +201,9 @@ class ProviderError(TailraceError):
         }
 
     def failure(self) -> Failure:
-        return Failure(self.code, self.message, self.error_type, self.param, self.http_status)
+        return Failure(
+            self.code, self.message, self.error_type, self.param, self.http_status, self.provider_status
+        )
 
 
 class GenerationFailed(TailraceError):

@@ -6,6 +6,8 @@ Times are Redis server times in integer milliseconds since the epoch.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import msgspec
 
 from schemas.errors import Failure
@@ -79,12 +81,30 @@ _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
 def encode_record(record: Record) -> bytes:
-    return _encoder.encode(record)
+    try:
+        return _encoder.encode(record)
+    except UnicodeEncodeError:  # a provider's words may hold half a surrogate pair, which no reader of records takes
+        return _encoder.encode(_whole_characters(msgspec.to_builtins(record)))
 
 
 def open_record(record: Record) -> bytes:
     """The record as a JSON object that is left open, for a script to put in its fields and close it."""
-    return _encoder.encode(record)[:-1]
+    return encode_record(record)[:-1]
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for lone surrogates."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, dict):
+        return {name: _whole_characters(part) for name, part in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_whole_characters(part) for part in cast("list[Any]", value)]
+    return value
 
 
 def decode_record(data: bytes | str) -> Record:

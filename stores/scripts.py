@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from secrets import token_hex
 from typing import Literal
 
 import hiredis
@@ -130,7 +131,7 @@ class Scripts:
                     keys.seq(record.queue),
                     keys.queued(record.queue),
                 ],
-                [record.id, record.queue, request, open_record(record), timeout_ms],
+                [record.id, record.queue, request, open_record(record), timeout_ms, token_hex(8)],
                 patience=patience,
             )
         except hiredis.ReplyError as error:
@@ -161,7 +162,7 @@ class Scripts:
             keys.partition,
             _CLAIM,
             [keys.gen(generation), keys.req(generation), keys.lease, keys.queued(queue), keys.mark(queue)],
-            [generation, worker, lease_ms, seq],
+            [generation, worker, lease_ms, seq, token_hex(8)],
             patience=patience,
         )
         if answer[0] != b"claimed":

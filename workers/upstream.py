@@ -208,7 +208,7 @@ def refusal(name: str, status: int, body: bytes) -> ProviderError:
     detail: Any = cast("dict[str, Any]", parsed).get("error", parsed) if isinstance(parsed, dict) else None
     if status in (401, 403):
         return ProviderError(
-            f"The provider '{name}' refused its key ({status}): {_message(detail, body)}",
+            f"The provider '{name}' refused its key: {_message(detail, body)}",
             code="provider_auth",
             provider_status=status,
         )

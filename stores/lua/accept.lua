@@ -1,13 +1,14 @@
 #!lua
--- Accept one completion and its generation: state and outbox in one step. The same id again changes nothing.
+-- Accept one completion and its generation: state and outbox in one step. The same id again changes nothing. `call` is
+-- unique to a call: made again because its answer was lost, it is told what it was told.
 -- KEYS gen req outbox ledger seq queued
--- ARGV id queue request record timeout_ms (0: no deadline)
+-- ARGV id queue request record timeout_ms (0: no deadline) call
 -- Returns {1, created_ms, seq}, or {0, created_ms, seq} where the generation is there already.
 local gen, req, outbox, ledger, seq_key, queued = unpack(KEYS)
-local id, queue, request, record, timeout_ms = unpack(ARGV)
-local known = redis.call('HMGET', gen, 'created_ms', 'seq')
+local id, queue, request, record, timeout_ms, call = unpack(ARGV)
+local known = redis.call('HMGET', gen, 'created_ms', 'seq', 'call')
 if known[1] then
-  return {0, tonumber(known[1]), tonumber(known[2])}
+  return {known[3] == call and 1 or 0, tonumber(known[1]), tonumber(known[2])}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -18,7 +19,7 @@ if tonumber(timeout_ms) > 0 then
 end
 info = info .. '}'
 redis.call('HSET', gen, 'v', 1, 'state', 'queued', 'queue', queue, 'seq', seq, 'attempt', 0, 'next', 0, 'base', 0,
-  'created_ms', now, 'info', info)
+  'created_ms', now, 'info', info, 'call', call)
 redis.call('SET', req, request)
 redis.call('HSET', outbox, id, queue .. ' ' .. seq)
 redis.call('ZADD', queued, seq, id)

@@ -2,7 +2,7 @@
 -- Cancel a generation. Queued: it ends here and never starts. Leased: a flag for its worker, and a message to it.
 -- KEYS gen req log ledger channel queued outbox control
 -- ARGV id end record
--- Returns 'cancelled', 'cancelling', 'ended' or 'gone'.
+-- Returns 'cancelled' (also where it was before), 'cancelling', 'ended' or 'gone'.
 local gen, req, log, ledger, channel, queued, outbox, control = unpack(KEYS)
 local id, ending, record = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'attempt', 'next', 'base', 'created_ms', 'leased_ms', 'first_chunk_ms')
@@ -16,7 +16,7 @@ if state == 'leased' then
   return 'cancelling'
 end
 if state ~= 'queued' and state ~= 'parked' then
-  return 'ended'
+  return state == 'cancelled' and state or 'ended'
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

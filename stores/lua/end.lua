@@ -39,7 +39,7 @@ end
 local entry = string.format('%d', next) .. '-1'
 redis.call('XADD', log, entry, 'e', ending)
 redis.call('HSET', gen, 'state', state, 'next', next, 'end', ending, 'ended_ms', now)
-redis.call('HDEL', gen, 'cancel', 'worker')
+redis.call('HDEL', gen, 'cancel', 'worker', 'call')
 redis.call('DEL', req)
 redis.call('ZREM', lease, id)
 redis.call('XADD', ledger, '*', 'r', record .. ',"attempt":' .. attempt .. ',"base":' .. h[4]

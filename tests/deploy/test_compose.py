@@ -198,12 +198,10 @@ class Up:
 
     def every_key_and_channel_is_in_the_key_space(self) -> None:
         """Those of Celery's broker too. Each has its owner (docs/architecture.md)."""
-        channels: Any = [
-            *self.redis.pubsub_channels(),
-            *self.redis.execute_command("PUBSUB", "SHARDCHANNELS"),
-        ]
-        names = [*self.redis.scan_iter()]
+        valkey: Any = self.redis
+        names: list[str] = [*valkey.scan_iter()]
         assert any(":broker:" in name for name in names)
+        channels = [*valkey.pubsub_channels(), *valkey.execute_command("PUBSUB", "SHARDCHANNELS")]
         assert [name for name in (*names, *channels) if not re.match(r"tailrace:\{p\d+\}:", name)] == []
         assert leaks(self.redis, settled=True) == []
 

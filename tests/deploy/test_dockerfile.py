@@ -68,7 +68,7 @@ def test_every_package_of_the_distribution_is_copied() -> None:
 def test_everything_installed_is_in_the_lock_with_its_hash() -> None:
     """Only the project itself, built just before, has no hash."""
     commands = [command for name, rest in instructions() if name == "RUN" for command in rest.split("&&")]
-    installs = [command for command in commands if re.search(r"\bpip install\b", command)]
+    installs = [command for command in commands if re.search(r"\b(pip install|uv build)\b", command)]
     assert installs
     for install in installs:
         assert "--require-hashes" in install or "--no-deps /tmp/wheel/*.whl" in install, install
