@@ -50,18 +50,19 @@ class Run:
 
 
 def measure_throughput(run: Run) -> None:
-    missing: dict[str, str] = {}
+    allowed = 1000 * throughput.STREAMS / (throughput.CHUNKS * throughput.PACE)
+    notes = {"raw": f"the pace allows {allowed:.0f}"}
     litellm: Proxy | None = None
     if not run.litellm:
-        missing["litellm"] = "left out: --no-litellm"
+        notes["litellm"] = "left out: --no-litellm"
     else:
         say(f"LiteLLM {VERSION}: its environment, and its start")
         try:
             litellm = Proxy(run.stack)
-            missing["litellm"] = f"version {VERSION}"
+            notes["litellm"] = f"version {VERSION}"
         except NoProxy as error:
-            missing["litellm"] = f"LiteLLM {VERSION} could not be measured: {error}"
-            say(missing["litellm"])
+            notes["litellm"] = f"LiteLLM {VERSION} could not be measured: {error}"
+            say(notes["litellm"])
     sdk = run.exit.enter_context(Load("benchmarks.sdk"))
     lanes = throughput.lanes(run.stack, run.load, sdk, litellm.target if litellm else None)
     warming = Floods(run.stack, seconds=0.5)
@@ -75,7 +76,7 @@ def measure_throughput(run: Run) -> None:
             say(f"round {number + 1} of {run.effort.rounds}: {lane.name} {found.rate:.1f} streams/s")
     if litellm is not None:
         litellm.stop()
-    run.rows += throughput.rows(floods, missing=missing)
+    run.rows += throughput.rows(floods, notes=notes)
     run.failures += [f"{lane}: {complaint}" for lane, complaint in floods.complaints.items()]
     run.keep("streams/s", {name: [r.rate for r in rounds] for name, rounds in floods.rounds.items()})
 

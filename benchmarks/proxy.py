@@ -17,9 +17,9 @@ from benchmarks.jobs import Target
 from benchmarks.stack import ROOT, Stack
 from tests.support.ports import free_port
 
-#: An exact version, looked at before it was written here: 1.82.7, 1.82.8 and 1.107.0 on PyPI carried malware, and the
-#: dependencies of 1.106.3 and later were not to be had when this was.
-VERSION = "1.106.2"
+#: An exact version, with dependencies no newer than it: 1.82.7, 1.82.8 and, some days after this one, 1.107.0 carried
+#: malware on PyPI. Look before you raise it.
+VERSION, PUBLISHED = "1.106.0", "2026-10-19"
 #: Where environments of benchmarks are kept from one run to the next.
 CACHE = ROOT / ".bench"
 
@@ -44,7 +44,8 @@ def install(folder: Path = CACHE) -> Path:
     python = environment / "bin" / "python"
     _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment))
     requirement = f"litellm[proxy]=={VERSION}"
-    _run(uv, "pip", "install", "--quiet", "--only-binary", ":all:", "--python", str(python), requirement)
+    options = ["--quiet", "--only-binary", ":all:", "--exclude-newer", PUBLISHED, "--python", str(python)]
+    _run(uv, "pip", "install", *options, requirement)
     done.touch()
     return environment
 

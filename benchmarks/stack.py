@@ -25,7 +25,7 @@ from stores.apikeys import ApiKeys
 from tailrace.embedded import home
 from tailrace.embedded.options import CONCURRENCY
 from tailrace.embedded.parts import Parts
-from tailrace.embedded.process import Part, last_words
+from tailrace.embedded.process import Part
 from tests.support.ports import free_port
 from tests.support.providers import write_providers
 
@@ -61,9 +61,15 @@ class Server:
             code = self._process.poll()
             if code is not None or time.monotonic() > until:
                 why = "did not get ready" if code is None else f"ended with {code}"
-                raise RuntimeError(f"{self.name} {why}: {last_words(self.log)}")
+                raise RuntimeError(f"{self.name} {why}: {self.last_words}")
             time.sleep(0.05)
         return self
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it wrote."""
+        lines = self.log.read_text("utf-8", "replace").split("\n")
+        return next((line.strip()[:400] for line in reversed(lines) if line.strip()), "it said nothing")
 
     def stop(self) -> None:
         """End it and whatever it started."""

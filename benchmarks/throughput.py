@@ -22,6 +22,7 @@ from benchmarks.stack import Stack
 from schemas.ids import partition_of
 from schemas.keys import Keys
 
+#: Streams at once.
 STREAMS = 100
 #: Chunks of text in a stream, and the backend's pause between them, in milliseconds.
 CHUNKS, PACE = 100, 2
@@ -155,14 +156,14 @@ SPEED = f"streams/s, {STREAMS} at once, {CHUNKS} chunks {PACE} ms apart"
 COST = "cost of a chunk through Tailrace, meanwhile"
 
 
-def rows(floods: Floods, *, missing: Mapping[str, str]) -> list[Row]:
-    """``missing`` says of lanes why they were not run."""
+def rows(floods: Floods, *, notes: Mapping[str, str]) -> list[Row]:
+    """``notes`` on lanes: versions, and why one was not run."""
     of_raw, of_litellm = floods.ratio("tailrace", "raw"), floods.ratio("tailrace", "litellm")
     found = [
-        _speed(floods, "raw", "raw client, straight to the backend", missing),
-        _speed(floods, "sdk", "openai SDK script, straight to the backend", missing),
-        _speed(floods, "litellm", "LiteLLM proxy, one process", missing),
-        _speed(floods, "tailrace", "Tailrace, one gateway and one worker", missing),
+        _speed(floods, "raw", "raw client, straight to the backend", notes),
+        _speed(floods, "sdk", "openai SDK script, straight to the backend", notes),
+        _speed(floods, "litellm", "LiteLLM proxy, one process", notes),
+        _speed(floods, "tailrace", "Tailrace, one gateway and one worker", notes),
         Row(
             section=SPEED,
             name="Tailrace / raw",
@@ -180,26 +181,26 @@ def rows(floods: Floods, *, missing: Mapping[str, str]) -> list[Row]:
             met=None if of_litellm is None else of_litellm >= targets.OF_LITELLM,
         ),
         Row(section=SPEED, name="Tailrace / SDK script", value=floods.ratio("tailrace", "sdk"), unit="×"),
-        _speed(floods, "raw unpaced", "raw client, unpaced", missing),
-        _speed(floods, "tailrace unpaced", "Tailrace, unpaced", missing),
-        _speed(floods, "tailrace short", "Tailrace, streams of 1 chunk", missing),
+        _speed(floods, "raw unpaced", "raw client, unpaced", notes),
+        _speed(floods, "tailrace unpaced", "Tailrace, unpaced", notes),
+        _speed(floods, "tailrace short", "Tailrace, streams of 1 chunk", notes),
     ]
     return [*found, *_cost(floods)]
 
 
-def _speed(floods: Floods, lane: str, name: str, missing: Mapping[str, str]) -> Row:
+def _speed(floods: Floods, lane: str, name: str, notes: Mapping[str, str]) -> Row:
     rates = [round.rate for round in floods.rounds.get(lane, [])]
-    notes = [missing[lane]] if lane in missing else []
+    said = [notes[lane]] if lane in notes else []
     if len(rates) > 1:
-        notes.append(f"{min(rates):.0f} to {max(rates):.0f}")
+        said.append(f"{min(rates):.0f} to {max(rates):.0f}")
     if lane in floods.complaints:
-        notes.append(floods.complaints[lane])
+        said.append(floods.complaints[lane])
     return Row(
         section=SPEED,
         name=name,
         value=floods.median(lane, lambda r: r.rate),
         unit="/s",
-        note="; ".join(notes),
+        note="; ".join(said),
     )
 
 

@@ -28,6 +28,8 @@ from stores.chunklog import ChunkLog
 from stores.redis import Redis
 from stores.scripts import AcceptResult, Scripts
 
+#: Waits between the tries to cancel what Redis may or may not have accepted, in seconds.
+LATE_PAUSES = (0.5, 1, 2, 4, 8, 16, 32)
 #: How long an Idempotency-Key is remembered, in seconds.
 IDEMPOTENCY_TTL = 24 * 3600
 #: How long after its end a generation can be found by its fingerprint, in milliseconds.
@@ -91,6 +93,7 @@ class Submitter:
         self.catalog = catalog
         self._publisher = publisher
         self._books = books
+        self._late: set[asyncio.Task[None]] = set()
 
     async def submit(
         self,
@@ -150,7 +153,7 @@ class Submitter:
         try:
             await asyncio.gather(accepting, *beside)
         except Exception:
-            await self._take_back(accepting, record)
+            await self._take_back(accepting, record, retryable=reservation is not None)
             raise
         accepted = accepting.result()
         if accepted.fresh or reservation is not None:
@@ -166,11 +169,27 @@ class Submitter:
             await self._confirm(caller, idempotency_key, reservation)
         return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
 
-    async def _take_back(self, accepting: asyncio.Task[AcceptResult], record: Accepted) -> None:
-        """Something beside the acceptance failed: no message is put, so what was accepted must not wait for one."""
-        with contextlib.suppress(Unavailable):
+    async def _take_back(
+        self, accepting: asyncio.Task[AcceptResult], record: Accepted, *, retryable: bool
+    ) -> None:
+        """The caller is told that nothing was kept, and no message is put: what was accepted must not wait for one."""
+        try:
             if (await accepting).fresh:
                 await self._scripts.cancel(never_ran(record), record.queue)
+        except Unavailable:
+            # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it.
+            if not retryable:
+                task = asyncio.create_task(self._cancel_late(record))
+                self._late.add(task)
+                task.add_done_callback(self._late.discard)
+
+    async def _cancel_late(self, record: Accepted) -> None:
+        """Cancel what nobody knows to be there; it may appear as soon as Redis reads on."""
+        for pause in LATE_PAUSES:
+            await asyncio.sleep(pause)
+            with contextlib.suppress(Unavailable):
+                if await self._scripts.cancel(never_ran(record), record.queue) != "gone":
+                    return
 
     async def _put(self, record: Accepted, accepted: AcceptResult) -> None:
         try:

@@ -6,6 +6,7 @@ Times are Redis server times in integer milliseconds since the epoch.
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import msgspec
@@ -76,35 +77,36 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
 Record = Accepted | Ended
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
-def encode_record(record: Record) -> bytes:
+def encode(value: msgspec.Struct) -> bytes:
+    """JSON that every reader takes: half a surrogate pair, as a provider's words may hold one, becomes U+FFFD."""
     try:
-        return _encoder.encode(record)
-    except UnicodeEncodeError:  # a provider's words may hold half a surrogate pair, which no reader of records takes
-        return _encoder.encode(_whole_characters(msgspec.to_builtins(record)))
-
-
-def open_record(record: Record) -> bytes:
-    """The record as a JSON object that is left open, for a script to put in its fields and close it."""
-    return encode_record(record)[:-1]
-
-
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for lone surrogates."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return _encoder.encode(_whole_characters(msgspec.to_builtins(value)))
 
 
 def _whole_characters(value: Any) -> Any:
     if isinstance(value, str):
-        return whole_characters(value)
+        return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, dict):
         return {name: _whole_characters(part) for name, part in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
         return [_whole_characters(part) for part in cast("list[Any]", value)]
     return value
+
+
+def encode_record(record: Record) -> bytes:
+    return encode(record)
+
+
+def open_record(record: Record) -> bytes:
+    """The record as a JSON object that is left open, for a script to put in its fields and close it."""
+    return encode(record)[:-1]
 
 
 def decode_record(data: bytes | str) -> Record:

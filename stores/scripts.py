@@ -15,7 +15,7 @@ import hiredis
 import msgspec
 
 from schemas.errors import Unavailable
-from schemas.records import Accepted, Ended, open_record
+from schemas.records import Accepted, Ended, encode, open_record
 from schemas.states import State
 from stores.redis import PATIENCE, Redis, Script
 from stores.wire import Arg
@@ -90,7 +90,7 @@ class EndEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def end_entry(ended: Ended) -> bytes:
     error = msgspec.to_builtins(ended.failure) if ended.failure is not None else None
-    return msgspec.json.encode(EndEntry(ended.state, error))
+    return encode(EndEntry(ended.state, error))
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -161,7 +161,14 @@ class Scripts:
         answer = await self.redis.script(
             keys.partition,
             _CLAIM,
-            [keys.gen(generation), keys.req(generation), keys.lease, keys.queued(queue), keys.mark(queue)],
+            [
+                keys.gen(generation),
+                keys.req(generation),
+                keys.lease,
+                keys.queued(queue),
+                keys.mark(queue),
+                keys.outbox,
+            ],
             [generation, worker, lease_ms, seq, token_hex(8)],
             patience=patience,
         )

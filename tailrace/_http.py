@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -66,7 +67,7 @@ class Http:
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
-        json: Any = None,
+        body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
         """The JSON of a 2xx response. Raises APIError, or ConnectionFailed when there is no answer at all.
@@ -74,11 +75,20 @@ class Http:
         Tries again after connection errors and what ``retry_after`` allows. A POST that creates something
         must carry an Idempotency-Key, so that a try whose answer got lost is adopted by the next.
         """
+        sent = dict(headers or {})
+        content: bytes | None = None
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+            content = json.dumps(
+                body, allow_nan=False
+            ).encode()  # escapes what UTF-8 can't say: lone surrogates
         for failures in range(1, self._retries + 2):
             try:
-                response = await self._client.request(method, path, params=params, json=json, headers=headers)
+                response = await self._client.request(
+                    method, path, params=params, content=content, headers=sent
+                )
                 if response.is_success:
-                    return response.json() if response.content else None
+                    return self._parse(response)
                 wait = retry_after(response)
                 error: APIError | ConnectionFailed = api_error(
                     response.status_code, response.headers, response.content
@@ -86,12 +96,16 @@ class Http:
             except httpx.TransportError as cause:
                 error = self.connection_failed(cause)
                 wait = None if isinstance(cause, _HOPELESS) else 0.0
-            except ValueError as cause:  # a success that isn't JSON
-                raise ConnectionFailed(f"{self._client.base_url} does not speak Tailrace's API") from cause
             if wait is None or wait > LONGEST_RETRY_AFTER or failures > self._retries:
                 raise error
             await asyncio.sleep(max(wait, backoff.delay(failures)))
         raise AssertionError("unreachable")
+
+    def _parse(self, response: httpx.Response) -> Any:
+        try:
+            return response.json() if response.content else None
+        except ValueError as cause:
+            raise ConnectionFailed(f"{self._client.base_url} does not speak Tailrace's API") from cause
 
     @asynccontextmanager
     async def stream(self, path: str, params: Mapping[str, Any]) -> AsyncGenerator[httpx.Response]:

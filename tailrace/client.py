@@ -80,7 +80,7 @@ class Client:
         if cache_control is not None:
             headers["Cache-Control"] = cache_control
         body = {name: value for name, value in request.items() if name not in ("stream", "stream_options")}
-        accepted = await self._http.request("POST", "/v1/chat/completions", json=body, headers=headers)
+        accepted = await self._http.request("POST", "/v1/chat/completions", body=body, headers=headers)
         return self.completion(accepted["id"])
 
     def completion(self, id: str) -> Completion:

@@ -182,15 +182,17 @@ class Generator:
             async for events in pieces:
                 patience.heard()
                 items: list[bytes] = []
-                for data in events:
-                    if data == DONE:
-                        done = True
-                        break
-                    item = self._encode(provider, encoder, data)
-                    if item is not None:
-                        items.append(item)
-                if items:
-                    writer.put(items)
+                try:
+                    for data in events:
+                        if data == DONE:
+                            done = True
+                            break
+                        item = self._encode(provider, encoder, data)
+                        if item is not None:
+                            items.append(item)
+                finally:  # also what came before a chunk that is none
+                    if items:
+                        writer.put(items)
                 if encoder.error is not None:
                     raise provider_error(provider.name, encoder.error)
                 if done:

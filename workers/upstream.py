@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self, cast
 
+import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
@@ -22,6 +23,8 @@ from stores.books import storable
 
 #: Bytes of an error answer that are read, and characters of its code, type and param that are kept.
 ERROR_BODY, ERROR_WORD = 64 * 1024, 200
+#: What a connection raises that breaks; httpx-aiohttp lets some of aiohttp's own errors through.
+BROKEN = (httpx.HTTPError, aiohttp.ClientError, OSError)
 #: The data of the event that says all was sent.
 DONE = b"[DONE]"
 
@@ -51,11 +54,16 @@ class Patience:
         self._total = self._limits.total if left is None else min(left, self._limits.total)
         self._deadline = left is not None and left <= self._limits.total
         self._timer: asyncio.TimerHandle | None = None
+        self._begun = False
         self.expired: str | None = None
 
     def heard(self) -> None:
         self._heard = self._loop.time()
-        self._limit = self._limits.between_chunks
+        if not self._begun:
+            self._begun = True
+            self._limit = self._limits.between_chunks
+            self.__exit__()
+            self._arm()  # the first chunk's limit may be much the longer one
 
     def __enter__(self) -> Self:
         self._arm()
@@ -73,7 +81,7 @@ class Patience:
             return ProviderError(
                 f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout"
             )
-        if self._limit == limits.between_chunks and self._heard > self._started:
+        if self._begun:
             return ProviderError(
                 f"The provider sent nothing for {limits.between_chunks:g} s.", code="provider_stalled"
             )
@@ -121,7 +129,7 @@ async def open_stream(
             timeout=httpx.Timeout(None, connect=provider.timeout.connect),
         )
         response = await client.send(request, stream=True)
-    except (httpx.HTTPError, OSError) as error:
+    except BROKEN as error:
         raise ProviderError(
             f"The provider '{provider.name}' can't be reached: {_reason(error)}", code="provider_unreachable"
         ) from error
@@ -149,7 +157,7 @@ async def _events(provider: Provider, response: httpx.Response) -> AsyncGenerato
         events = parser.close()
         if events:
             yield events
-    except (httpx.HTTPError, OSError) as error:
+    except BROKEN as error:
         raise ProviderError(
             f"The connection to the provider '{provider.name}' broke off: {_reason(error)}",
             code="provider_truncated",
@@ -168,12 +176,13 @@ def _as_chunk(body: bytes) -> bytes:
         raise ProviderError(
             f"The provider answered with neither events nor JSON: {error}", code="provider_bad_chunk"
         ) from None
-    if isinstance(answer, dict):
-        answer = cast("dict[str, Any]", answer)
-        choices: Any = answer.get("choices")
-        for choice in cast("list[Any]", choices if isinstance(choices, list) else []):
-            if isinstance(choice, dict) and "message" in choice:
-                _as_delta(cast("dict[str, Any]", choice))
+    fields = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
+    choices: Any = fields.get("choices")
+    if not choices and fields.get("error") is None:
+        raise ProviderError("The provider answered with JSON that is no completion.", code="provider_bad_chunk")
+    for choice in cast("list[Any]", choices if isinstance(choices, list) else []):
+        if isinstance(choice, dict) and "message" in choice:
+            _as_delta(cast("dict[str, Any]", choice))
     return dumps(answer)
 
 
@@ -195,7 +204,7 @@ async def _refusal(provider: Provider, response: httpx.Response) -> ProviderErro
             body += piece
             if len(body) > ERROR_BODY:
                 break
-    except (httpx.HTTPError, OSError):
+    except BROKEN:
         pass
     return refusal(provider.name, response.status_code, body)
 

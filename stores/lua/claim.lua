@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- Claim a generation for a worker: a lease and a new attempt number. A live lease, an end or no state: nothing happens.
 -- `call` is unique to a call: made again because its answer was lost, it is given the attempt that it had been given.
--- KEYS gen req lease queued mark
+-- KEYS gen req lease queued mark outbox
 -- ARGV id worker lease_ms seq call
 -- Returns {'claimed', attempt, next, base, created_ms, request, info}, or {'gone' | 'ended' | 'held' | 'newer'}.
-local gen, req, lease, queued, mark = unpack(KEYS)
+local gen, req, lease, queued, mark, outbox = unpack(KEYS)
 local id, worker, lease_ms, seq, call = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 if seq > 0 and seq > tonumber(redis.call('GET', mark) or '0') then
   redis.call('SET', mark, seq)
@@ -13,6 +13,7 @@ local h = redis.call('HMGET', gen, 'v', 'state', 'attempt', 'next', 'base', 'cre
 local state = h[2]
 if not state then
   redis.call('ZREM', queued, id)
+  redis.call('HDEL', outbox, id)
   return {'gone'}
 end
 if tonumber(h[1]) > 1 then
@@ -36,4 +37,5 @@ if state ~= 'leased' or h[9] ~= call then
 end
 redis.call('ZADD', lease, now + lease_ms, id)
 redis.call('ZREM', queued, id)
+redis.call('HDEL', outbox, id)  -- its message came, so it is out, whether its producer lived to clear this or not
 return {'claimed', attempt, tonumber(h[4]), tonumber(h[5]), tonumber(h[6]), redis.call('GET', req), h[7]}

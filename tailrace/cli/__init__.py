@@ -5,6 +5,7 @@ Exit codes: 0 all well, 1 failed, 2 usage, 3 finished with failed rows, 130 stop
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -47,6 +48,9 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command line and exit. What a user can mend is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that can't show a character shows another one
     sys.exit(_run(arguments))
 
 

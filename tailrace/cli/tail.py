@@ -39,7 +39,7 @@ async def _tail(client: tailrace.Client, id: str, start: int, as_json: bool) -> 
                     if as_json:
                         print(json.dumps({"index": chunk.index, "chunk": chunk.data}), flush=True)
                     elif chunk.text:
-                        text = chunk.text.encode("utf-8", "replace").decode()
+                        text = chunk.text
                         print(text, end="", flush=True)
     finally:
         if text and not text.endswith("\n"):

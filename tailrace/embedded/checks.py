@@ -82,4 +82,4 @@ def database(url: str, known_key: str) -> str:
         finally:
             engine.dispose()
     except TailraceError as error:
-        raise StackError(error.message) from None
+        raise StackError(f"TAILRACE_DATABASE_URL: {error.message}") from None

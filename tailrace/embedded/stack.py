@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tailrace import connection
 from tailrace.connection import Connection
-from tailrace.embedded import checks, home, local_model, ports, providers
+from tailrace.embedded import checks, home, local_model, ports, providers, valkey
 from tailrace.embedded.options import Options, StackError
 from tailrace.embedded.parts import BULK_CONCURRENCY, FLOWER_USER, Parts
 from tailrace.embedded.process import Guardian, Part
@@ -86,8 +86,8 @@ class EmbeddedStack:
 
         supervisor = self._supervisor = await self._supervise(lock)
         url = f"http://{_reachable(options.host)}:{port}"
-        own_redis_url = self._own_redis_url(last, taken)
-        redis_url = redis_url or own_redis_url
+        own_redis_url = None if redis_url else self._own_redis_url(taken)
+        redis_url = redis_url or own_redis_url or ""
         here = Connection(
             url=url,
             api_key=last.api_key if last else "",
@@ -98,8 +98,8 @@ class EmbeddedStack:
         )
         parts = Parts(self.home, self._environment(here, broker_url))
         foundation = [parts.local_model(model_port)] if model_port else []
-        if redis_url == own_redis_url:
-            foundation.append(parts.valkey(redis_url))
+        if own_redis_url:
+            foundation.append(parts.valkey(own_redis_url))
         _, api_key = await together(
             supervisor.start(*foundation), asyncio.to_thread(checks.database, here.database_url, here.api_key)
         )
@@ -154,11 +154,11 @@ class EmbeddedStack:
             found.append(parts.flower(here.flower_url))
         return found
 
-    def _own_redis_url(self, last: Connection | None, taken: set[int]) -> str:
+    def _own_redis_url(self, taken: set[int]) -> str:
         """The bundled Valkey's URL; port and password are those of the last time where that is possible."""
-        old = urlsplit(last.redis_url if last else "")
-        port = ports.pick(old.port or VALKEY_PORT, taken)
-        return f"redis://:{old.password or secrets.token_urlsafe(24)}@127.0.0.1:{port}/0"
+        old = valkey.read_config(self.home)
+        port = ports.pick(int(old["port"]) if old.get("port", "").isdigit() else VALKEY_PORT, taken)
+        return f"redis://:{old.get('requirepass') or secrets.token_urlsafe(24)}@127.0.0.1:{port}/0"
 
     def _flower_url(self, last: Connection | None, taken: set[int]) -> str:
         old = urlsplit(last.flower_url if last else "")

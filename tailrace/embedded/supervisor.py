@@ -13,7 +13,7 @@ from tailrace.embedded.options import StackError
 from tailrace.embedded.process import Guardian, Part, Process, describe
 
 #: Seconds for a part to get ready.
-PATIENCE = 60.0
+PATIENCE = 120.0
 #: Between two looks at a part that starts, in seconds.
 GLANCE = 0.1
 #: A part that dies this often within so many seconds is beyond help.

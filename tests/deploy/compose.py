@@ -190,8 +190,10 @@ class Deployment:
             return
         for config in self.services[service].get("configs", []):
             content = self.file["configs"][config["source"]]["content"]
+            # Stricter than the file: a command with a key outside our key space is refused.
+            acl = f"user default on >{self.env['VALKEY_PASSWORD']} ~tailrace:{{p*}}:* allchannels +@all"
             Path(self.places(service)[config["target"]]).write_text(
-                f"{content}\nbind 127.0.0.1\nport {self.ports[service]}\n"
+                f"{content}\nbind 127.0.0.1\nport {self.ports[service]}\n{acl}\n"
             )
         command, environment = self.command(service), self.environment(service)
         log = self.folder / f"{service}.log"

@@ -9,8 +9,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.compose import ROOT
 
@@ -82,3 +86,49 @@ def test_the_final_image_has_no_build_step_and_no_root() -> None:
     assert not [rest for name, rest in stage if name == "HEALTHCHECK"], "docker-compose.yml has the checks"
     (command,) = [rest for name, rest in stage if name == "CMD"]
     assert json.loads(command) == ["tailrace", "--help"]
+
+
+#: What the containers run, with the transport that kombu loads for a Redis broker.
+RUN = (
+    "gateway.server",
+    "workers.app",
+    "tailrace.cli",
+    "tailrace.cli.server_side",
+    "flower.command",
+    "celery.bin.celery",
+)
+TRANSPORT = "kombu.transport.redis"
+#: Imported where they are there, not missed where they aren't.
+OPTIONAL = {"setuptools", "sniffio"}
+
+
+def test_what_the_processes_import_is_in_the_image() -> None:
+    """The image has the project's own dependencies alone, and not what the tests' tools bring along."""
+    script = f"import json, sys, {', '.join((*RUN, TRANSPORT))}; print(json.dumps([*sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    modules = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    distributions = packages_distributions()
+    imported = {canonicalize_name(d) for module in modules for d in distributions.get(module, ())}
+    project: Any = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "celery" in imported
+    assert imported - closure(project["dependencies"]) <= OPTIONAL | {"tailrace"}
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """The distributions that an installation of these requirements comes to here."""
+    found: set[tuple[str, str]] = set()
+    waiting = [Requirement(requirement) for requirement in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) in found:
+                continue
+            found.add((name, extra))
+            for line in requires(name) or ():
+                needed = Requirement(line)
+                if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                    waiting.append(needed)
+    return {name for name, _ in found}

@@ -194,6 +194,18 @@ class Stack:
         self.parts[name] = part
         return part
 
+    def add_gateway(self, name: str, port: int, **environment: str) -> Part:
+        """One more gateway process, on a port of its own; returns when it is ready."""
+        part = self._part(name, "gateway", "--port", str(port), **environment)
+        part.start(self.folder)
+        with anybody(f"http://127.0.0.1:{port}") as client:
+            wait_until(lambda: _is_ready(client, part), START_SECONDS, f"{name} that is ready")
+        return part
+
+    def remove(self, name: str, number: int = signal.SIGTERM) -> None:
+        """End a process that was added."""
+        self.parts.pop(name).end(number)
+
     def add_worker(self, name: str, queue: str, concurrency: int, *, wait: bool = True) -> Part:
         """One more worker process; ``wait`` until it takes work."""
         before = self.workers_up()
@@ -220,12 +232,7 @@ class Stack:
         def ready() -> bool:
             for part in self.parts.values():
                 part.check()
-            if self.workers_up() < workers:
-                return False
-            try:
-                return client.get("/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
+            return self.workers_up() >= workers and _is_ready(client, self.parts["gateway"])
 
         with anybody(self.url) as client:
             wait_until(ready, START_SECONDS, "gateway and workers that are ready")
@@ -319,7 +326,11 @@ class Stack:
 
     def balanced(self) -> list[str]:
         """What is not as it must be once all work is done: each completion ended, and recorded once; no key left."""
-        wait_until(lambda: not self.redis.xlen(Keys(0).ledger), what="empty ledger")
+        keys = Keys(0)
+        with contextlib.suppress(TimeoutError):  # what still runs then is told below
+            queues = (keys.queued("interactive"), keys.queued("bulk"))
+            wait_until(lambda: not any(map(self.redis.zcard, (keys.lease, *queues))))
+        wait_until(lambda: not self.redis.xlen(keys.ledger), what="empty ledger")
         with self.engine.connect() as connection:
             open_ = connection.scalars(select(completions.c.id).where(completions.c.ended_ms.is_(None))).all()
             accepted = connection.scalar(select(func.count()).select_from(completions))
@@ -344,6 +355,14 @@ class Stack:
                     text = log.read().decode(errors="replace")
                 if text:
                     yield name, text
+
+
+def _is_ready(client: httpx.Client, gateway: Part) -> bool:
+    gateway.check()
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _timeouts(**changed: float) -> dict[str, float]:

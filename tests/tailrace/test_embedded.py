@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -235,6 +236,14 @@ def test_parts_that_are_killed_come_back_and_data_survive_everything(tmp_path: P
         before = up.connection
         old = client.submit(**QUESTION, fake={"text": "kept through it all"})
         assert old.text() == "kept through it all"
+        reader = client.completion(client.submit(**QUESTION, fake={"chunks": 60, "interval_ms": 50}).id)
+        with ThreadPoolExecutor() as threads:
+            reading = threads.submit(lambda: [chunk.index for chunk in reader.chunks()])
+            wait_until(lambda: reader.status() == "in_progress", 20, "stream")
+            up.part("-m gateway").kill()
+            indexes = reading.result(90)
+        assert indexes == list(range(len(indexes)))
+        assert len(indexes) >= 60
         for word in ("-m gateway", "interactive1@", "valkey-server", "bulk@", " beat "):
             victim = up.part(word)
             victim.kill()
@@ -375,6 +384,7 @@ def test_a_broker_url(refused: Callable[..., str], url: str) -> None:
 )
 def test_a_database_url(refused: Callable[..., str], url: str) -> None:
     said = refused(DATABASE_URL=url)
+    assert "TAILRACE_DATABASE_URL" in said
     assert "secret" not in said
 
 
@@ -394,8 +404,8 @@ def test_the_tour(tmp_path: Path) -> None:
     assert "connection dropped after index 7" in done.stdout
     assert "no gap or repeat" in done.stdout
     assert "a replay from the start is the same" in done.stdout
-    rows = [json.loads(said) for said in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
-    asked = [json.loads(said)["custom_id"] for said in questions.read_text().splitlines()]
+    rows = [json.loads(row) for row in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
+    asked = [json.loads(row)["custom_id"] for row in questions.read_text().splitlines()]
     assert [row["custom_id"] for row in rows] == asked
     assert {row["status"] for row in rows} == {"completed"}
     assert all(row["response"]["usage"]["completion_tokens"] > 0 for row in rows)

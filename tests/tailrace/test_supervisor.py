@@ -183,9 +183,12 @@ async def test_the_guardian_survives_and_is_replaced(tmp_path: Path) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             guardian.send_signal(number)
         guardian.kill()
-        await until(lambda: children("guardian.py") not in ([], [guardian]))
-        (second,) = children("guardian.py")
-        assert second.is_running()
+
+        def replaced() -> bool:
+            process = supervisor._guardian._process
+            return process is not None and [process.pid] == [each.pid for each in children("guardian.py")]
+
+        await until(lambda: guardian not in children("guardian.py") and replaced())
         # The supervisor looks away, and the pipe closes as it would if it were killed.
         for keeper in supervisor._keepers:
             keeper.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import CHAT, Api, asking, error_of, ordered, text_of
+from tests.support.api import Api, asking, dump, error_of, ordered, text_of
 from tests.support.orders import plan
 from tests.support.stack import Stack
 
@@ -29,15 +29,11 @@ def chunk(content: str | None = None, finish: str | None = None) -> dict[str, An
 
 
 class TestCuts:
-    @pytest.fixture(scope="class")
-    def size(self) -> int:
-        """Bytes of the answer without chunked coding's own."""
-        order = b'{"unframed":true,"text":"gr\xc3\xb6\xc3\x9fer \xe6\xb0\xb4 \xf0\x9f\x91\xa9 ende"}'
-        return sum(len(step) for step in plan(order, "fake", 1, True, True).steps)
-
-    def test_a_stream_that_is_cut_anywhere_is_a_failure_with_what_there_was(self, api: Api, size: int) -> None:
+    def test_a_stream_that_is_cut_anywhere_is_a_failure_with_what_there_was(self, api: Api) -> None:
         """At any byte, closed, reset or ended in form: no chunk is lost, made up, or passed off as the whole."""
         text = "größer 水 👩 ende"
+        body = plan(dump({"text": text, "unframed": True}), "fake", 1, stream=True, include_usage=True)
+        size = sum(len(step) for step in body.steps)
         offsets = sorted({0, 1, size - 1, *random.Random(7).sample(range(size), CUTS)})
         complete = 0
         for number, offset in enumerate(offsets):
@@ -49,7 +45,8 @@ class TestCuts:
                 # All that was cut off came after the finish reason.
                 complete += 1
                 assert whole.text == text
-                assert whole.frames[-2].data["usage"] or whole.frames[-2].data["choices"][0]["finish_reason"]
+                last = whole.frames[-2].data
+                assert last.get("usage") or last["choices"][0]["finish_reason"] == "stop"
             else:
                 assert whole.error.split(":")[0] in ("provider_truncated", "provider_bad_chunk"), (offset, how)
         assert complete < len(offsets) / 2
@@ -136,7 +133,6 @@ class TestGarbage:
             (raw(chunk("a"), {"choices": [5]}), "a"),
             (raw(chunk("a"), {"choices": [{"delta": 5}]}), "a"),
             (raw(chunk("a"), {"choices": [{"index": "x", "delta": {}}]}), "a"),
-            (raw(chunk("a"), {"choices": [{"index": 2**70, "delta": {}}]}), "a"),
             (raw(chunk("a"), "[" * 20_000), "a"),
             (raw(chunk("a"), '{"choices": [{"delta": {"content": 1e999999999}}]}'), "a"),
             (raw(chunk("a"), '{"choices": [{"delta": {"content": "b"}'), "a"),
@@ -177,8 +173,6 @@ class TestGarbage:
             {"choices": 5},
             {"choices": [5]},
             {"choices": [{"message": 5}]},
-            {"choices": [{"message": {"tool_calls": 5}}]},
-            {"choices": [{"message": {"tool_calls": [5]}}]},
             {"choices": []},
             {},
             [],
@@ -293,9 +287,7 @@ class TestShapes:
 
     def test_a_reader_that_reads_slowly_gets_all_of_it(self, api: Api) -> None:
         """What it can't take yet waits in the log, not in the gateway's memory."""
-        pieces = ["word " * 400] * 4000
-        with api.events(asking(fake={"pieces": pieces}), url=CHAT + "/stream") as stream:
+        with api.events(asking(fake={"chunks": 30_000})) as stream:
             stream.next(1)
-            completion_id = stream.id
-            other = api.follow(completion_id)
-            assert text_of([f.data for f in stream.rest()]) == other.text == "".join(pieces)
+            other = api.follow(stream.id)
+            assert text_of(frame.data for frame in stream.rest()) == other.text == ordered(30_000)

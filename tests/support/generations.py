@@ -1,0 +1,145 @@
+"""Generations to try the stores with: records, chunks to append, and what Redis holds of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import redis
+
+from schemas.errors import Failure
+from schemas.ids import new_completion_id
+from schemas.keys import Keys
+from schemas.records import Accepted, Ended, Record, decode_record
+from schemas.states import Queue, State
+from stores.chunklog import ChunkLog
+from stores.redis import Redis
+from stores.scripts import AcceptResult, Batch, Claim, Scripts
+
+HEAD = b'{"top":{"system_fingerprint":"fp"},"choice":{"logprobs":null}}'
+LEASE_MS = 60_000
+LOST = Failure("worker_lost", "The worker was lost.")
+
+
+def accepted(id: str | None = None, **fields: Any) -> Accepted:
+    """The record of a completion with a generation of its own."""
+    id = id or new_completion_id()
+    return msgspec.structs.replace(
+        Accepted(
+            id=id,
+            generation=id,
+            tenant="acme",
+            key_id="key_1",
+            model="fake",
+            provider="fake",
+            resolved_model="m",
+            queue=Queue.INTERACTIVE.value,
+            fingerprint="f" * 64,
+        ),
+        **fields,
+    )
+
+
+def ended(generation: str, state: State = State.COMPLETED, **fields: Any) -> Ended:
+    return msgspec.structs.replace(
+        Ended(generation=generation, state=state.value, provider="fake", model="m"), **fields
+    )
+
+
+def texts(first: int, count: int) -> list[bytes]:
+    """The items of chunks whose text is their index."""
+    return [b'"%d"' % index for index in range(first, first + count)]
+
+
+def batch(first: int, count: int = 1, *, items: Sequence[bytes] | None = None) -> Batch:
+    """Consecutive chunks; the head goes with index 0."""
+    items = texts(first, count) if items is None else items
+    return Batch(first, len(items), b"\n".join(items), HEAD if first == 0 else b"")
+
+
+@dataclass
+class Room:
+    """A key space with its scripts and logs, and what a worker does in it."""
+
+    redis: Redis
+    scripts: Scripts
+    log: ChunkLog
+
+    async def accept(self, record: Accepted | None = None, request: bytes = b'{"v":1}') -> str:
+        """Accept and publish; the id."""
+        record = record or accepted()
+        result: AcceptResult = await self.scripts.accept(record, request)
+        assert result.fresh
+        await self.scripts.published(record.id)
+        return record.id
+
+    async def claim(
+        self, generation: str, *, worker: str = "w", lease_ms: int = LEASE_MS, **options: Any
+    ) -> Claim:
+        queue: str = options.pop("queue", Queue.INTERACTIVE.value)
+        claim = await self.scripts.claim(generation, queue=queue, worker=worker, lease_ms=lease_ms, **options)
+        assert isinstance(claim, Claim), claim
+        return claim
+
+    async def running(self, record: Accepted | None = None) -> str:
+        """A generation that a worker has claimed; the id."""
+        record = record or accepted()
+        await self.accept(record)
+        await self.claim(record.id, queue=record.queue)
+        return record.id
+
+    async def finished(self, items: Sequence[bytes], record: Accepted | None = None, *, size: int = 3) -> str:
+        """A completed generation with a chunk for each item, ``size`` of them to an entry; the id."""
+        generation = await self.running(record)
+        for first in range(0, len(items), size):
+            await self.scripts.append(generation, 1, batch(first, items=items[first : first + size]))
+        await self.scripts.end(ended(generation), 1)
+        return generation
+
+
+@asynccontextmanager
+async def room(url: str, **options: Any) -> AsyncGenerator[Room]:
+    space = await Redis.open(url, **options)
+    try:
+        yield Room(space, Scripts(space), ChunkLog(space))
+    finally:
+        space.close()
+
+
+def entries(client: redis.Redis, key: str) -> list[tuple[str, dict[str, str]]]:
+    """All of a stream."""
+    return cast("list[tuple[str, dict[str, str]]]", client.xrange(key))
+
+
+def scores(client: redis.Redis, key: str) -> dict[str, float]:
+    """All of a sorted set."""
+    return dict(cast("list[tuple[str, float]]", client.zrange(key, 0, -1, withscores=True)))
+
+
+def kinds(client: redis.Redis) -> set[str]:
+    """What kinds of keys there are: the word after the hash tag."""
+    return {key.split(":")[2] for key in cast("list[str]", client.keys())}
+
+
+def ledger(client: redis.Redis, keys: Keys) -> list[Record]:
+    """The records of a partition's ledger, oldest first."""
+    return [decode_record(fields["r"]) for _, fields in entries(client, keys.ledger)]
+
+
+def everything(client: redis.Redis) -> dict[str, Any]:
+    """All that the server holds, by key, but for times to live."""
+    held: dict[str, Any] = {}
+    for key in cast("list[str]", client.keys()):
+        kind = client.type(key)
+        if kind == "hash":
+            held[key] = client.hgetall(key)
+        elif kind == "zset":
+            held[key] = scores(client, key)
+        elif kind == "stream":
+            held[key] = entries(client, key)
+        else:
+            held[key] = client.get(key)
+    return held

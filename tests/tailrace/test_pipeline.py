@@ -1,0 +1,135 @@
+"""The client against the real pipeline: gateway, Celery workers, Valkey, books, and a backend that breaks to order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+import tailrace
+from tests.support.stack import Stack
+from tests.tailrace.command import run
+
+QUESTION: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture
+def key(stack: Stack) -> str:
+    """That of a tenant of this test's own."""
+    return stack.key(stack.tenant("client"))[1]
+
+
+@pytest.fixture
+async def client(stack: Stack, key: str) -> AsyncGenerator[tailrace.Client]:
+    async with tailrace.Client(stack.url, key) as client:
+        yield client
+
+
+async def test_submit_follow_collect(client: tailrace.Client) -> None:
+    """What is read chunk by chunk, from any index, is what the result says."""
+    completion = await client.submit(**QUESTION, fake={"chunks": 20, "interval_ms": 5})
+    chunks = [chunk async for chunk in completion.chunks()]
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    result = await completion.result()
+    assert result["choices"][0]["message"]["content"] == "".join(chunk.text for chunk in chunks)
+    assert result["usage"]["completion_tokens"] > 0
+    for after in (0, 7, len(chunks) - 2, len(chunks) - 1, len(chunks) + 5):
+        assert [chunk async for chunk in completion.chunks(after)] == chunks[after + 1 :]
+
+
+async def test_a_hundred_at_once(client: tailrace.Client) -> None:
+    completions = await asyncio.gather(
+        *(client.submit(**QUESTION, fake={"text": f"answer {n}", "interval_ms": 1}) for n in range(100))
+    )
+    texts = await asyncio.gather(*(completion.text() for completion in completions))
+    assert texts == [f"answer {n}" for n in range(100)]
+
+
+async def test_a_cancel_of_a_live_stream(client: tailrace.Client) -> None:
+    """Its reader and whoever waits for its result are told."""
+    completion = await client.submit(**QUESTION, fake={"chunks": 1000, "interval_ms": 20})
+    waiting = asyncio.create_task(completion.result())
+    chunks = completion.chunks()
+    await anext(chunks)
+    assert await completion.status() == "in_progress"
+    assert await completion.cancel() == "cancelled"
+    with pytest.raises(tailrace.CompletionCancelled):
+        async for _ in chunks:
+            pass
+    with pytest.raises(tailrace.CompletionCancelled):
+        await waiting
+
+
+async def test_a_failure_of_the_provider(client: tailrace.Client) -> None:
+    """The provider's own words reach the caller, live and later."""
+    error = {"message": "the prompt is no good", "type": "invalid_request_error", "code": "bad_prompt"}
+    completion = await client.submit(**QUESTION, fake={"status": 400, "error": error})
+    with pytest.raises(tailrace.CompletionFailed, match="the prompt is no good") as caught:
+        await completion.result()
+    assert caught.value.code == "bad_prompt"
+    with pytest.raises(tailrace.CompletionFailed, match="the prompt is no good"):
+        await anext(completion.chunks())
+
+
+async def test_refusals(client: tailrace.Client, stack: Stack) -> None:
+    with pytest.raises(tailrace.InvalidRequest) as caught:
+        await client.submit(**QUESTION, temperature=3)
+    assert caught.value.param == "temperature"
+    assert caught.value.request_id
+    with pytest.raises(tailrace.NotFound, match="no-such-model"):
+        await client.submit(model="fake:no-such-model", messages=QUESTION["messages"])
+    with pytest.raises(tailrace.NotFound):
+        await client.completion("chatcmpl-nobody").status()
+    async with tailrace.Client(stack.url, "tr-wrong") as stranger:
+        with pytest.raises(tailrace.Unauthenticated):
+            await stranger.models()
+
+
+async def test_an_idempotency_key_adopts_the_completion(client: tailrace.Client) -> None:
+    first = await client.submit(**QUESTION, idempotency_key="run-7-row-3")
+    second = await client.submit(**QUESTION, idempotency_key="run-7-row-3")
+    assert first.id == second.id
+    with pytest.raises(tailrace.InvalidRequest) as caught:
+        await client.submit(**QUESTION, seed=1, idempotency_key="run-7-row-3")
+    assert caught.value.code == "idempotency_key_reused"
+    await first.result()
+
+
+async def test_an_end_user_sees_only_what_is_theirs(client: tailrace.Client, stack: Stack, key: str) -> None:
+    async with tailrace.Client(stack.url, key, end_user="ann") as ann:
+        hers = await ann.submit(**QUESTION)
+        await hers.result()
+    async with tailrace.Client(stack.url, key, end_user="bob") as bob:
+        with pytest.raises(tailrace.NotFound):
+            await bob.completion(hers.id).status()
+    assert await client.completion(hers.id).status() == "completed"
+
+
+async def test_listing_and_deleting(client: tailrace.Client, stack: Stack) -> None:
+    made = [await client.submit(**QUESTION, metadata={"n": str(n % 2)}) for n in range(6)]
+    for completion in made:
+        await completion.result()
+    await asyncio.to_thread(stack.settled, *(completion.id for completion in made))
+    assert [c["id"] async for c in client.list(order="asc")] == [completion.id for completion in made]
+    odd = [c["id"] async for c in client.list(order="desc", metadata={"n": "1"}, status="completed", limit=2)]
+    assert odd == [made[5].id, made[3].id]
+    await made[0].delete()
+    with pytest.raises(tailrace.NotFound):
+        await made[0].result()
+
+
+async def test_tail_of_the_real_thing(client: tailrace.Client, stack: Stack, key: str) -> None:
+    """Odd characters arrive as they are, also where the terminal is no Unicode one."""
+    completion = await client.submit(**QUESTION, fake={"pieces": ["größer ", "als 水", "\ud83d\ude00"]})
+    settings = {"URL": stack.url, "API_KEY": key}
+    done = await asyncio.to_thread(run, "tail", completion.id, settings=settings)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "größer als 水\U0001f600\n", "")
+    os.environ["PYTHONIOENCODING"] = "ascii"
+    try:
+        done = await asyncio.to_thread(run, "tail", completion.id, settings=settings)
+    finally:
+        del os.environ["PYTHONIOENCODING"]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "gr??er als ??\n", "")
