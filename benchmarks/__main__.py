@@ -13,11 +13,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import machine, profiler, proxy, report
+from benchmarks import machine, profiler, report
 from benchmarks.load import Load
 from benchmarks.measures import FULL, MEASURES, QUICK, Effort, Run, say
 from benchmarks.report import Report
-from benchmarks.stack import Stack
+from benchmarks.stack import Stack, kept_folder
 from benchmarks.throughput import CHUNKS, PACED, Floods, Lane
 
 
@@ -65,9 +65,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--chunks", type=int, default=CHUNKS, help="with --profile: chunks of a stream")
     parser.add_argument("--native", action="store_true", help="with --profile: frames of C code too")
-    parser.add_argument(
-        "--profile-dir", type=Path, default=proxy.CACHE, metavar="DIR", help="where profiles go"
-    )
+    parser.add_argument("--profile-dir", type=Path, metavar="DIR", help="where profiles go; .bench")
     return parser.parse_args()
 
 
@@ -84,7 +82,13 @@ def main() -> int:
         stack = exit.enter_context(Stack())
         run = Run(effort, stack, exit.enter_context(Load()), exit, litellm=not options.no_litellm)
         if options.profile:
-            profile(run, options.profile, options.profile_dir, chunks=options.chunks, native=options.native)
+            profile(
+                run,
+                options.profile,
+                options.profile_dir or kept_folder(),
+                chunks=options.chunks,
+                native=options.native,
+            )
             return 0
         for name in options.only or MEASURES:
             try:

@@ -151,8 +151,8 @@ def summary(
     durations: list[float],
     completions: list[str] | None = None,
 ) -> Flooded:
-    if not chunks:
-        complaints = [*complaints, "no chunk came while it was measured"]
+    if not chunks or not frames:
+        complaints = [*complaints, f"no {'stream ended' if chunks else 'chunk came'} while it was measured"]
     usual = max(set(frames), key=frames.count, default=0)
     odd = [f"a stream of {n} chunks, not {usual}" for n in frames if n != usual]
     complaints = complaints + odd

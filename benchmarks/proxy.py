@@ -14,29 +14,25 @@ from typing import Any
 import httpx
 
 from benchmarks.jobs import Target
-from benchmarks.stack import ROOT, Stack
+from benchmarks.stack import Stack, kept_folder
 from tests.support.ports import free_port
 
 #: An exact version, with dependencies no newer than it: 1.82.7, 1.82.8 and, some days after this one, 1.107.0 carried
 #: malware on PyPI. Look before you raise it.
 VERSION, PUBLISHED = "1.106.0", "2026-10-19"
-#: Where environments of benchmarks are kept from one run to the next.
-CACHE = ROOT / ".bench"
 
 
 class NoProxy(Exception):
     """LiteLLM can't be installed or started here; one line says why."""
 
 
-def install(folder: Path = CACHE) -> Path:
+def install() -> Path:
     """The environment's folder, made if it isn't there. Wheels only: nothing of it runs before it is started. Raises
     NoProxy."""
-    environment = folder / f"litellm-{VERSION}"
+    environment = kept_folder() / f"litellm-{VERSION}"
     done = environment / ".done"
     if done.exists():
         return environment
-    folder.mkdir(exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv is None:

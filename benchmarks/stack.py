@@ -22,6 +22,7 @@ import redis
 from benchmarks.jobs import Target
 from stores import sql
 from stores.apikeys import ApiKeys
+from stores.migration import migrate
 from tailrace.embedded import home
 from tailrace.embedded.options import CONCURRENCY
 from tailrace.embedded.parts import Parts
@@ -85,6 +86,14 @@ class Server:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def kept_folder() -> Path:
+    """What benchmarks leave behind: environments for the next run, and profiles. Git does not see it."""
+    folder = ROOT / ".bench"
+    folder.mkdir(exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")
+    return folder
 
 
 def clean_environment() -> dict[str, str]:
@@ -173,7 +182,7 @@ class Stack:
             "TAILRACE_DATABASE_URL": database,
         }
         self.valkey = self._part(Parts(self.folder, self.environment).valkey(self.redis_url))
-        sql.migrate(database)
+        migrate(database)
         engine = sql.make_engine(database)
         key, plaintext = ApiKeys(engine).create("bench", self.tenant)
         engine.dispose()

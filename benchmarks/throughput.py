@@ -142,10 +142,10 @@ def lanes(stack: Stack, load: Load, sdk: Load | None, litellm: Target | None) ->
     """In the order of their turns. Where a stream takes seconds, a window must be longer than one."""
     found = [Lane("raw", load, stack.direct)]
     if sdk is not None:
-        found.append(Lane("sdk", sdk, stack.direct, share=2, warm=4))
+        found.append(Lane("sdk", sdk, stack.direct, share=3, warm=5))
     found.append(Lane("tailrace", load, stack.tailrace))
     if litellm is not None:
-        found.append(Lane("litellm", load, litellm, share=4, warm=6))
+        found.append(Lane("litellm", load, litellm, share=6, warm=8))
     found.append(Lane("raw unpaced", load, stack.direct, UNPACED, share=0.5))
     found.append(Lane("tailrace unpaced", load, stack.tailrace, UNPACED, share=0.5))
     found.append(Lane("tailrace short", load, stack.tailrace, SHORT, share=0.5))

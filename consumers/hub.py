@@ -71,9 +71,8 @@ class LogReader:
                     return out
             if self._stale:
                 self._stale = False
-                if not self.closed and self.state is not None and not self.state.ended:
-                    await self._hub.ensure(self)
                 try:
+                    await self._hub.ensure(self)
                     state, entries, more = await self._log.read(self.generation, self.expected - 1)
                 except BaseException:
                     self._stale = True
@@ -84,6 +83,8 @@ class LogReader:
                 if more:
                     self._stale = True
                 out = [e for e in map(self._accept, entries) if e is not None]
+                if not out and state.ended and not more:
+                    return []  # nothing would ever ring for it: the log went before its state
                 if out:
                     return out
                 continue
@@ -158,6 +159,7 @@ class _Channels:
         self._lost = lost
         self._wire: Wire | None = None
         self._opening = asyncio.Lock()
+        self._confirmed: set[str] = set()
         self.channels: set[str] = set()
 
     async def wire(self) -> Wire:
@@ -167,20 +169,29 @@ class _Channels:
         async with self._opening:
             if self._wire is None or self._wire.closed:
                 wire = await self._redis.channel_wire(self._node, self._on_push, self._on_lost)
-                for channel in self.channels:
-                    wire.push_command("SSUBSCRIBE", channel)
-                await self._confirm(wire)
-                self._wire = wire
+                asked = set(self.channels)
+                try:
+                    for channel in asked:
+                        wire.push_command("SSUBSCRIBE", channel)
+                    await self._confirm(wire)
+                except BaseException:
+                    wire.close()
+                    raise
+                for channel in asked - self.channels:  # those whose last reader left meanwhile
+                    wire.push_command("SUNSUBSCRIBE", channel)
+                self._wire, self._confirmed = wire, asked & self.channels
             return self._wire
 
     async def subscribe(self, channel: str) -> None:
         """When this returns, what is published from now on arrives. Raises WireError."""
-        if channel in self.channels and self._wire is not None and not self._wire.closed:
-            return
         self.channels.add(channel)
         wire = await self.wire()
-        wire.push_command("SSUBSCRIBE", channel)
-        await self._confirm(wire)
+        # Not yet confirmed, it may be on its way for another reader; asking twice does no harm.
+        if channel in self.channels and channel not in self._confirmed:
+            wire.push_command("SSUBSCRIBE", channel)
+            await self._confirm(wire)
+            if channel in self.channels and wire is self._wire:
+                self._confirmed.add(channel)
 
     @staticmethod
     async def _confirm(wire: Wire) -> None:
@@ -194,6 +205,7 @@ class _Channels:
 
     def unsubscribe(self, channel: str) -> None:
         self.channels.discard(channel)
+        self._confirmed.discard(channel)
         if self._wire is not None and not self._wire.closed:
             self._wire.push_command("SUNSUBSCRIBE", channel)
 
@@ -328,7 +340,7 @@ class Hub:
                 for reader in readers:
                     if now - reader.heard > SILENCE:
                         reader.poke(now)
-            for channels in self._channels.values():
+            for channels in list(self._channels.values()):
                 if channels.channels:
                     with contextlib.suppress(WireError, hiredis.ReplyError):
                         await channels.wire()

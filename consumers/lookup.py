@@ -8,9 +8,10 @@ import msgspec
 
 from schemas.errors import Failure
 from schemas.states import State
-from stores.books import Books, CompletionRow, UsageRow
+from stores.books import Books
 from stores.chunklog import ChunkLog, LogState
 from stores.redis import Redis
+from stores.rows import CompletionRow, UsageRow
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

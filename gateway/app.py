@@ -9,14 +9,17 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Mount, Route
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import completions, models, operations, stored
 from gateway.context import open_context
 from gateway.http import Call, Endpoint, error_reply
-from schemas.errors import NotFound
+from schemas.codec import dumps
+from schemas.errors import InvalidRequest, NotFound
 from schemas.settings import Settings
 
 PREFIXES = ("/v1", "/api/v1/llm")
@@ -43,9 +46,9 @@ def make_app(settings: Settings) -> ASGIApp:
         Route("/openapi.json", Endpoint(GET=operations.openapi)),
         Route("/docs", Endpoint(GET=operations.docs)),
         *api,
-        Mount("/", _nothing_here),
     ]
     routed = Starlette(routes=routes, lifespan=lifespan)
+    routed.router.default = _nothing_here
     routed.router.redirect_slashes = False
     plain = {route.path: route.app for route in api if "{" not in route.path}
 
@@ -79,7 +82,7 @@ def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if not origins:
         return app
-    return CORSMiddleware(
+    return _Cors(
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST", "DELETE"],
@@ -89,11 +92,22 @@ def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     )
 
 
+class _Cors(CORSMiddleware):
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """A refusal has the shape of every other error."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == 200:
+            return answer
+        error = InvalidRequest(f"{bytes(answer.body).decode()}.", code="cors_refused")
+        headers = {k: v for k, v in answer.headers.items() if k not in ("content-type", "content-length")}
+        return Response(dumps(error.body()), error.status, headers, "application/json")
+
+
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     call = Call(scope["app"].state.context, scope, receive)
-    path = call.request.url.path
+    path: str = scope["path"]
     await error_reply(NotFound(f"There is nothing at {path[:200]}. GET /docs lists what is.")).send(
         call, receive, send
     )

@@ -123,7 +123,7 @@ async def respond_async(call: Call, asked: Asked, request: ChatCompletionRequest
     found = await owned(call, asked.caller, submission.id)
     headers = completion_headers(found) | {
         "preference-applied": "respond-async",
-        "location": f"{call.request.url.path.rstrip('/')}/{found.id}",
+        "location": f"{call.request.scope['path']}/{found.id}",
     }
     return Reply(status_body(found), 202, headers)
 

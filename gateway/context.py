@@ -16,9 +16,10 @@ from schemas.settings import Settings
 from stores.apikeys import KeyRing
 from stores.books import Books
 from stores.config import read_providers
+from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
-from stores.sql import check_schema, make_engine
+from stores.sql import make_engine
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class Endpoint:
             log.warning("%s: the database failed: %s", call.request_id, error)
             return error_reply(Unavailable("The database is not available. Try again."))
         except Exception:
-            log.exception("%s: %s %s failed", call.request_id, method, call.request.url.path)
+            log.exception("%s: %s %s failed", call.request_id, method, call.request.scope["path"])
             return error_reply(
                 TailraceError(f"Something went wrong here. Tell us the request id: {call.request_id}.")
             )

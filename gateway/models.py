@@ -17,8 +17,8 @@ async def retrieve(call: Call) -> Reply:
     """GET /v1/models/{model}: also for names that no list has but a provider may take."""
     await authenticate(call)
     model = call.path("model")
-    resolved = await call.context.catalog.resolve(model)
     if not model:
         raise ModelNotFound("Name a model, as in /v1/models/<model>.", param="model")
+    resolved = await call.context.catalog.resolve(model)
     owner = "alias" if model in call.context.catalog.providers.aliases else resolved.provider
     return Reply({"id": model, "object": "model", "created": 0, "owned_by": owner})

@@ -20,7 +20,7 @@ from producers.submit import Caller
 from schemas.errors import Conflict, GenerationFailed, InvalidRequest, NotFound, Unavailable
 from schemas.fold import Fold
 from schemas.ids import is_completion_id
-from schemas.request import validate_request
+from schemas.request import validate_metadata
 from schemas.states import PUBLIC_STATUSES, State
 from stores.apikeys import make_stream_token
 
@@ -32,9 +32,6 @@ BOOKS_WAIT = 5.0
 CANCEL_WAIT = 2.0
 #: Completions on a page: most, and where ``limit`` is not sent.
 PAGE_MOST, PAGE_DEFAULT = 100, 20
-
-#: The rules of ``metadata`` are those of the request that it comes with otherwise.
-_ANY_REQUEST = {"model": "any", "messages": [{"role": "user", "content": ""}]}
 
 _METADATA_FILTER = re.compile(r"metadata\[(.+)\]", re.DOTALL)
 
@@ -193,9 +190,7 @@ async def update(call: Call) -> Reply:
     extra = [name for name in cast("dict[str, Any]", body) if name != "metadata"]
     if extra:
         raise InvalidRequest(f"Only 'metadata' can be changed, not '{extra[0][:40]}'.", param=extra[0][:40])
-    metadata = validate_request(
-        {**_ANY_REQUEST, "metadata": cast("dict[str, Any]", body)["metadata"]}
-    ).metadata
+    metadata = validate_metadata(cast("dict[str, Any]", body)["metadata"])
     await _in_books(call, completion, ended=False)
     if not await asyncio.to_thread(call.context.books.set_metadata, completion.id, metadata):
         raise NotFound(f"There is no completion '{completion.id}'.", param="id")
@@ -252,7 +247,7 @@ async def token(call: Call) -> Reply:
     completion = await owned(call, caller, call.path("id"))
     expires_at = int(time.time()) + TOKEN_LIFE
     made = make_stream_token(key, completion.id, expires_at, end_user=caller.end_user)
-    path = call.request.url.path.removesuffix("/token")
+    path: str = call.request.scope["path"].removesuffix("/token")
     return Reply(
         {
             "object": "chat.completion.stream_token",

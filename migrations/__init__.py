@@ -1,1 +1,1 @@
-"""Alembic's revisions of the tables in ``schemas/tables.py``; ``stores.sql.migrate`` runs them."""
+"""Alembic's revisions of the tables in ``schemas/tables.py``; ``stores.migration.migrate`` runs them."""

@@ -1,4 +1,4 @@
-"""What Alembic runs: the revisions, on the connection that ``stores.sql`` hands over inside its own transaction."""
+"""What Alembic runs: the revisions, on the connection that ``stores.migration`` hands over in its transaction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.tables import metadata
 connection = context.config.attributes.get("connection")
 if not isinstance(connection, Connection):
     raise RuntimeError(
-        "Migrations run through stores.sql.migrate(), which brings the connection and its lock."
+        "Migrations run through stores.migration.migrate(), which brings the connection and its lock."
     )
 
 context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)

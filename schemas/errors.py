@@ -127,6 +127,14 @@ class TooLarge(TailraceError):
     code = "request_too_large"
 
 
+class HeadTooLarge(TailraceError):
+    """A request line and headers beyond any use: 431."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
 class Unprocessable(TailraceError):
     """An Idempotency-Key that was used with another request: 422."""
 

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from schemas.errors import ConfigurationError, ModelNotFound
-from schemas.request import explain, field_path
+from schemas.explain import explain, field_path
 
 #: Parameters that are between the client and us.
 _OURS = frozenset({"store", "metadata", "timeout"})

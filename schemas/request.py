@@ -25,10 +25,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError, from_json
 from typing_extensions import TypedDict
 
 from schemas.errors import InvalidRequest
+from schemas.explain import explain, integral
+from schemas.messages import Message, Tool, ToolChoice, text_or_list, type_of
 
 #: The greatest integer that every JSON reader keeps exactly: 2^53 - 1.
 MAX_SAFE_INTEGER = 9_007_199_254_740_991
@@ -43,241 +45,8 @@ MAX_METADATA_VALUE = 512
 
 _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
-
-def _integral(value: Any) -> Any:
-    """100.0 is an integer in JSON; 0.5 is left for the integer's own check."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-Name = Annotated[str, Field(min_length=1)]
-Integer = Annotated[int, BeforeValidator(_integral)]
-
-
-# -- Content. A tag in angle brackets picks the one shape that a value is checked against, so that an error
-# speaks of that shape alone. Where an error names the field, tags are left out.
-
-
-class TextPart(TypedDict):
-    type: Literal["text"]
-    text: str
-
-
-class RefusalPart(TypedDict):
-    type: Literal["refusal"]
-    refusal: str
-
-
-class ImageURL(TypedDict):
-    url: Name
-    detail: NotRequired[str | None]
-
-
-class ImagePart(TypedDict):
-    type: Literal["image_url"]
-    image_url: ImageURL
-
-
-class InputAudio(TypedDict):
-    data: str
-    format: str
-
-
-class AudioPart(TypedDict):
-    type: Literal["input_audio"]
-    input_audio: InputAudio
-
-
-class FileReference(TypedDict):
-    file_id: NotRequired[str | None]
-    file_data: NotRequired[str | None]
-    filename: NotRequired[str | None]
-
-
-class FilePart(TypedDict):
-    type: Literal["file"]
-    file: FileReference
-
-
-class Other(TypedDict):
-    """A part, a call or a tool of a type that only the provider knows, such as ``video_url``."""
-
-    type: Name
-
-
-def _type_of(value: Any) -> Any:
-    return cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else None
-
-
-_PART_TYPES = frozenset({"text", "refusal", "image_url", "input_audio", "file"})
-
-
-def _part_tag(part: Any) -> str:
-    kind = _type_of(part)
-    return f"<{kind}>" if isinstance(kind, str) and kind in _PART_TYPES else "<other>"
-
-
-Part = Annotated[
-    Annotated[TextPart, Tag("<text>")]
-    | Annotated[RefusalPart, Tag("<refusal>")]
-    | Annotated[ImagePart, Tag("<image_url>")]
-    | Annotated[AudioPart, Tag("<input_audio>")]
-    | Annotated[FilePart, Tag("<file>")]
-    | Annotated[Other, Tag("<other>")],
-    Discriminator(_part_tag),
-]
-
-
-def _text_or_list(value: Any) -> str | None:
-    return "<string>" if isinstance(value, str) else "<array>" if isinstance(value, list) else None
-
-
-Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Field(fail_fast=True), Tag("<array>")],
-    Discriminator(
-        _text_or_list,
-        custom_error_type="content",
-        custom_error_message="must be a string or an array of content parts",
-    ),
-]
-
-
-# -- Messages
-
-
-class FunctionCall(TypedDict):
-    name: Name
-    arguments: str
-
-
-class CustomCall(TypedDict):
-    name: Name
-    input: str
-
-
-class FunctionToolCall(TypedDict):
-    id: Name
-    type: NotRequired[Literal["function"] | None]
-    function: FunctionCall
-
-
-class CustomToolCall(TypedDict):
-    id: Name
-    type: Literal["custom"]
-    custom: CustomCall
-
-
-def _tool_tag(value: Any) -> str:
-    kind = _type_of(value)
-    if kind is None or kind == "function":
-        return "<function>"
-    return "<custom>" if kind == "custom" else "<other>"
-
-
-ToolCall = Annotated[
-    Annotated[FunctionToolCall, Tag("<function>")]
-    | Annotated[CustomToolCall, Tag("<custom>")]
-    | Annotated[Other, Tag("<other>")],
-    Discriminator(_tool_tag),
-]
-
-
-class PlainMessage(TypedDict):
-    """A system, developer or user message; what has an unknown role or none is checked against it too."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content
-    name: NotRequired[str | None]
-
-
-class AssistantMessage(TypedDict):
-    role: Literal["assistant"]
-    content: NotRequired[Content | None]
-    name: NotRequired[str | None]
-    refusal: NotRequired[str | None]
-    tool_calls: NotRequired[Annotated[list[ToolCall], Field(fail_fast=True)] | None]
-    function_call: NotRequired[FunctionCall | None]
-
-
-class ToolMessage(TypedDict):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: Name
-
-
-class FunctionMessage(TypedDict):
-    role: Literal["function"]
-    content: Content | None
-    name: Name
-
-
-def _message_tag(message: Any) -> str:
-    role = cast("dict[str, Any]", message).get("role") if isinstance(message, dict) else None
-    return f"<{role}>" if role in ("assistant", "tool", "function") else "<plain>"
-
-
-Message = Annotated[
-    Annotated[PlainMessage, Tag("<plain>")]
-    | Annotated[AssistantMessage, Tag("<assistant>")]
-    | Annotated[ToolMessage, Tag("<tool>")]
-    | Annotated[FunctionMessage, Tag("<function>")],
-    Discriminator(_message_tag),
-]
-
-# -- Tools, formats and other objects
-
-
-class FunctionDefinition(TypedDict):
-    name: Name
-    description: NotRequired[str | None]
-    parameters: NotRequired[dict[str, Any] | None]
-    strict: NotRequired[bool | None]
-
-
-class FunctionTool(TypedDict):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
-class CustomTool(TypedDict):
-    type: Literal["custom"]
-    custom: dict[str, Any]
-
-
-Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")]
-    | Annotated[CustomTool, Tag("<custom>")]
-    | Annotated[Other, Tag("<other>")],
-    Discriminator(_tool_tag),
-]
-
-
-class FunctionName(TypedDict):
-    name: Name
-
-
-class FunctionChoice(TypedDict):
-    type: Literal["function"]
-    function: FunctionName
-
-
-def _tool_choice_tag(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "<string>"
-    if isinstance(value, dict):
-        return "<function>" if _type_of(value) == "function" else "<other>"
-    return None
-
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<string>")]
-    | Annotated[FunctionChoice, Tag("<function>")]
-    | Annotated[Other, Tag("<other>")],
-    Discriminator(
-        _tool_choice_tag,
-        custom_error_type="tool_choice",
-        custom_error_message="must be 'none', 'auto', 'required' or an object that names a tool",
-    ),
-]
+#: 100.0 is an integer in JSON; 0.5 is left for the integer's own check.
+Integer = Annotated[int, BeforeValidator(integral)]
 
 
 class JSONSchema(TypedDict):
@@ -297,7 +66,7 @@ class JSONSchemaFormat(TypedDict):
 
 
 def _format_tag(value: Any) -> str:
-    return "<schema>" if _type_of(value) == "json_schema" else "<plain>"
+    return "<schema>" if type_of(value) == "json_schema" else "<plain>"
 
 
 ResponseFormat = Annotated[
@@ -314,7 +83,7 @@ Stop = Annotated[
     Annotated[str, Tag("<string>")]
     | Annotated[list[str], Field(max_length=MAX_STOP_SEQUENCES, fail_fast=True), Tag("<array>")],
     Discriminator(
-        _text_or_list,
+        text_or_list,
         custom_error_type="stop",
         custom_error_message="must be a string or an array of up to 4 strings",
     ),
@@ -346,6 +115,7 @@ def _check_metadata(value: Any) -> Any:
     return pairs
 
 
+Metadata = Annotated[dict[str, str], BeforeValidator(_check_metadata)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenLimit = Annotated[Integer, Field(ge=1, le=MAX_SAFE_INTEGER)]
 
@@ -381,7 +151,7 @@ class ChatCompletionRequest(BaseModel):
     #: Ours: whether the answer can be read and listed later.
     store: bool = True
     #: Ours: labels to list completions by.
-    metadata: Annotated[dict[str, str], BeforeValidator(_check_metadata)] | None = None
+    metadata: Metadata | None = None
     #: Ours: the deadline in seconds after acceptance.
     timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = None
 
@@ -439,6 +209,12 @@ class ChatCompletionRequest(BaseModel):
         return params
 
 
+class _Labels(BaseModel):
+    model_config = _STRICT
+
+    metadata: Metadata | None = None
+
+
 #: An assistant message with no other field than these says nothing when its content is null.
 _BARE = frozenset({"role", "name", "content"})
 
@@ -449,6 +225,10 @@ def parse_request(body: bytes) -> ChatCompletionRequest:
         raise InvalidRequest(
             "The body is empty. Send a JSON object with 'model' and 'messages'.", code="invalid_json"
         )
+    return _validated(_decoded(body))
+
+
+def _decoded(body: bytes) -> Any:
     try:
         # The first one tells line and column and bounds the depth. The second one refuses 1e999, of which the
         # first makes infinity.
@@ -458,7 +238,7 @@ def parse_request(body: bytes) -> ChatCompletionRequest:
         raise _not_json("a number is out of range") from None
     except (ValueError, RecursionError) as error:
         raise _not_json(str(error)) from None
-    return _validated(value)
+    return value
 
 
 def validate_request(obj: Mapping[str, Any]) -> ChatCompletionRequest:
@@ -466,15 +246,29 @@ def validate_request(obj: Mapping[str, Any]) -> ChatCompletionRequest:
 
     Raises InvalidRequest.
     """
+    return parse_request(_encoded(obj))
+
+
+def _encoded(obj: Mapping[str, Any]) -> bytes:
     try:
-        body = json.dumps(obj, ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(obj, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise _not_json("a string holds half of a surrogate pair") from None
     except RecursionError:
         raise _not_json("it is nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise _not_json(str(error)) from None
-    return parse_request(body)
+
+
+def validate_metadata(value: Any) -> dict[str, str] | None:
+    """The labels in a decoded JSON value, under the rules for a request's ``metadata``.
+
+    Raises InvalidRequest.
+    """
+    try:
+        return _Labels.model_validate(_decoded(_encoded({"metadata": value}))).metadata
+    except ValidationError as error:
+        raise _invalid(error) from None
 
 
 def _not_json(reason: str) -> InvalidRequest:
@@ -503,55 +297,12 @@ def _validated(value: Any) -> ChatCompletionRequest:
     try:
         return ChatCompletionRequest.model_validate(value)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_input=False)
-        param, sentence = explain(first)
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first, *others = error.errors(include_url=False, include_input=False)
+    param, sentence = explain(first)
     if others:
         sentence += f" ({len(others)} more {'error' if len(others) == 1 else 'errors'}.)"
-    raise InvalidRequest(sentence, param=param)
-
-
-# -- Errors in words
-
-#: pydantic's error types, in our words; in braces what pydantic says of the limit.
-_WORDS = {
-    "missing": "is required",
-    "string_type": "must be a string",
-    "string_unicode": "must be valid Unicode",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "must not contain control characters",
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "list_type": "must be an array",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "too_short": "must not be empty",
-    "string_too_short": "must not be empty",
-    "too_long": "must have at most {max_length} items",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be {expected}",
-}
-
-
-def explain(error: ErrorDetails) -> tuple[str, str]:
-    """A pydantic error as the field's path (``messages[0].content``) and a sentence on what to change."""
-    context = {name: _integral(value) for name, value in error.get("ctx", {}).items()}
-    param = context.get("param") or field_path(error["loc"])
-    words = _WORDS.get(error["type"])
-    said = error["msg"] if words is None else words.format(**context)
-    return param, f"'{param}' {said}."
-
-
-def field_path(loc: tuple[int | str, ...]) -> str:
-    """A pydantic location in OpenAI's dotted style, without the tags that chose between shapes."""
-    path = ""
-    for step in loc:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif not (step.startswith("<") and step.endswith(">")):
-            path += f".{step}" if path else step
-    return path
+    return InvalidRequest(sentence, param=param)

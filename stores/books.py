@@ -5,9 +5,7 @@ All of it blocks; async callers run it in a thread. A batch of records is entere
 
 from __future__ import annotations
 
-import re
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -16,7 +14,6 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Engine,
-    RowMapping,
     and_,
     case,
     delete,
@@ -35,73 +32,28 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from schemas.errors import Failure, InvalidRequest
-from schemas.records import Accepted, Ended, StoredLog, Usage
+from schemas.errors import InvalidRequest
+from schemas.records import Accepted, Ended, StoredLog
 from schemas.states import State
 from schemas.tables import attempts, completions, generations, results, usage
+from stores.rows import (
+    SELECT_COMPLETIONS,
+    CompletionRow,
+    attempt_row,
+    completion_row,
+    generation_row,
+    log_row,
+    read_completion,
+    read_log,
+    storable,
+    storable_pairs,
+)
 from stores.sql import LOCK_BOOKS, among, insert_new, is_sqlite, lock, reading, writing
 
-#: zlib's level for chunk logs. Of 1 KB level 6 makes 5% fewer bytes in 40% more time; of long logs it takes longer.
-COMPRESSION = 1
 #: Results that one transaction of the sweep drops.
 SWEEP = 500
 
 _c, _g, _a, _r, _u = completions.c, generations.c, attempts.c, results.c, usage.c
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-class GenerationRow(msgspec.Struct, frozen=True):
-    """A generation that has ended. ``next`` is the index after its last chunk, ``base`` its final attempt's first."""
-
-    id: str
-    provider: str
-    model: str
-    state: State
-    attempt: int
-    base: int
-    next: int
-    failure: Failure | None
-    finish_reasons: list[str]
-    created_ms: int
-    leased_ms: int | None
-    first_chunk_ms: int | None
-    ended_ms: int
-
-
-class UsageRow(msgspec.Struct, frozen=True):
-    """What a settled completion used. ``cost_nano`` None: nobody knows."""
-
-    tokens: Usage
-    cost_nano: int | None
-    attempts: int
-    queue_ms: int | None
-    first_chunk_ms: int | None
-    duration_ms: int
-
-
-class CompletionRow(msgspec.Struct, frozen=True):
-    """A completion, with its generation and its usage record once it is settled."""
-
-    id: str
-    generation_id: str
-    tenant: str
-    key_id: str
-    end_user: str | None
-    model: str  # as asked
-    provider: str
-    resolved_model: str
-    queue: str
-    fingerprint: str
-    status: State
-    store: bool
-    metadata: dict[str, str] | None
-    cache: str
-    created_ms: int
-    deadline_ms: int | None
-    ended_ms: int | None
-    tail: int | None
-    generation: GenerationRow | None
-    usage: UsageRow | None
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -114,15 +66,6 @@ class Applied(msgspec.Struct, frozen=True):
 
     settled: dict[str, str]
     missing: set[str]
-
-
-def storable(text: str) -> str:
-    """The text with U+FFFD for what PostgreSQL's text or UTF-8 can't hold: U+0000 and lone surrogates."""
-    return text if text.isascii() and "\x00" not in text else _UNSTORABLE.sub("\ufffd", text)
-
-
-def storable_pairs(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
-    return None if metadata is None else {storable(name): storable(value) for name, value in metadata.items()}
 
 
 _key = itemgetter(0)
@@ -164,10 +107,10 @@ class Books:
                 tried.setdefault((record.generation, record.attempt), record)
         others = sorted(r.id for r in accepted.values() if r.generation not in ended)
         # Sorted, so that two calls that meet the same rows can't each wait for the other.
-        completion_rows = [_completion_row(r) for _, r in sorted(accepted.items(), key=_key)]
-        generation_rows = [_generation_row(r) for _, r in sorted(ended.items(), key=_key)]
-        attempt_rows = [_attempt_row(r) for (_, number), r in sorted(tried.items(), key=_key) if number > 0]
-        log_rows = [_log_row(id, log) for id, log in sorted(logs.items(), key=_key)]
+        completion_rows = [completion_row(r) for _, r in sorted(accepted.items(), key=_key)]
+        generation_rows = [generation_row(r) for _, r in sorted(ended.items(), key=_key)]
+        attempt_rows = [attempt_row(r) for (_, number), r in sorted(tried.items(), key=_key) if number > 0]
+        log_rows = [log_row(id, log) for id, log in sorted(logs.items(), key=_key)]
         with writing(self.engine) as connection:
             # A completion that points to a generation of another partition, and that generation's end, may be
             # entered at once; neither transaction would see the other's rows, and the completion stay unsettled.
@@ -192,7 +135,7 @@ class Books:
         """False where there is no such completion. ``accepted`` is its record where that may not be here yet."""
         change = update(completions).where(_c.id == id, _c.deleted_ms.is_(None))
         with writing(self.engine) as connection:
-            insert_new(connection, completions, [] if accepted is None else [_completion_row(accepted)])
+            insert_new(connection, completions, [] if accepted is None else [completion_row(accepted)])
             return connection.execute(change.values(metadata=storable_pairs(metadata))).rowcount > 0
 
     def delete(self, id: str, *, accepted: Accepted | None = None) -> bool:
@@ -203,7 +146,7 @@ class Books:
         mark = update(completions).where(_c.id == id, _c.deleted_ms.is_(None)).returning(_c.generation_id)
         with writing(self.engine) as connection:
             lock(connection, LOCK_BOOKS)
-            insert_new(connection, completions, [] if accepted is None else [_completion_row(accepted)])
+            insert_new(connection, completions, [] if accepted is None else [completion_row(accepted)])
             generation = connection.scalar(mark.values(deleted_ms=self._clock(), metadata=None))
             if generation is None:
                 return False
@@ -229,9 +172,9 @@ class Books:
     def completion(self, id: str) -> CompletionRow | None:
         """None for an unknown one and for a deleted one."""
         with reading(self.engine) as connection:
-            found = connection.execute(_ROWS.where(_c.id == id, _c.deleted_ms.is_(None)))
+            found = connection.execute(SELECT_COMPLETIONS.where(_c.id == id, _c.deleted_ms.is_(None)))
             row = found.mappings().one_or_none()
-        return None if row is None else _read(row)
+        return None if row is None else read_completion(row)
 
     def completions(
         self,
@@ -254,7 +197,7 @@ class Books:
         mine = [_c.tenant == tenant]
         if end_user is not None:
             mine.append(_c.end_user == storable(end_user))
-        statement = _ROWS.where(*mine, _c.store.is_(True), _c.deleted_ms.is_(None))
+        statement = SELECT_COMPLETIONS.where(*mine, _c.store.is_(True), _c.deleted_ms.is_(None))
         if model is not None:
             statement = statement.where(_c.model == storable(model))
         if statuses is not None:
@@ -274,123 +217,16 @@ class Books:
                 statement = statement.where(place < there if descending else place > there)
             by = (_c.created_ms.desc(), _c.id.desc()) if descending else (_c.created_ms, _c.id)
             rows = connection.execute(statement.order_by(*by).limit(limit)).mappings().all()
-        return [_read(row) for row in rows]
+        return [read_completion(row) for row in rows]
 
     def stored_log(self, generation_id: str) -> StoredLog | None:
         columns = (_r.head, _r["items"], _r.compressed, _r.base, _r.next)
         with reading(self.engine) as connection:
             row = connection.execute(select(*columns).where(_r.generation_id == generation_id)).one_or_none()
-        if row is None:
-            return None
-        head, items, compressed, base, next = row
-        return StoredLog(bytes(head), zlib.decompress(items) if compressed else bytes(items), base, next)
-
-
-# Records as rows
-
-
-def _completion_row(record: Accepted) -> dict[str, Any]:
-    paid = record.id == record.generation
-    return {
-        "id": record.id,
-        "generation_id": record.generation,
-        "tenant": record.tenant,
-        "key_id": record.key_id,
-        "end_user": None if record.end_user is None else storable(record.end_user),
-        "model": storable(record.model),
-        "provider": record.provider,
-        "resolved_model": storable(record.resolved_model),
-        "queue": record.queue,
-        "fingerprint": record.fingerprint,
-        "status": State.QUEUED.value,
-        "store": record.store,
-        "metadata": storable_pairs(record.metadata),
-        "cache": record.cache if paid or record.cache == "hit" else "join",
-        "created_ms": record.created_ms,
-        "deadline_ms": record.deadline_ms,
-    }
-
-
-def _generation_row(record: Ended) -> dict[str, Any]:
-    failure = record.failure
-    return {
-        "id": record.generation,
-        "provider": record.provider,
-        "model": storable(record.model),
-        "state": record.state,
-        "attempt": record.attempt,
-        "base": record.base,
-        "next": record.next,
-        "failure": None if failure is None else _storable_failure(failure),
-        "finish_reasons": [storable(reason) for reason in record.finish_reasons],
-        "created_ms": record.created_ms,
-        "leased_ms": record.leased_ms,
-        "first_chunk_ms": record.first_chunk_ms,
-        "ended_ms": record.ended_ms,
-    }
-
-
-def _storable_failure(failure: Failure) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(failure)
-    return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
-
-
-def _attempt_row(record: Ended) -> dict[str, Any]:
-    tokens = record.usage
-    return {
-        "generation_id": record.generation,
-        "number": record.attempt,
-        "provider": record.provider,
-        "model": storable(record.model),
-        "state": record.state,
-        "prompt_tokens": tokens.prompt_tokens,
-        "completion_tokens": tokens.completion_tokens,
-        "reasoning_tokens": tokens.reasoning_tokens,
-        "cached_tokens": tokens.cached_tokens,
-        "estimated": tokens.estimated,
-        # The record knows when the first attempt began, and of a later one only that it ended.
-        "started_ms": record.leased_ms if record.attempt == 1 else None,
-        "ended_ms": record.ended_ms,
-    }
-
-
-def _log_row(generation_id: str, log: StoredLog) -> dict[str, Any]:
-    small = zlib.compress(log.items, COMPRESSION)
-    compressed = len(small) < len(log.items)
-    return {
-        "generation_id": generation_id,
-        "head": log.head,
-        "items": small if compressed else log.items,
-        "compressed": compressed,
-        "base": log.base,
-        "next": log.next,
-    }
-
-
-# Rows as values
-
-
-def _read(fields: RowMapping) -> CompletionRow:
-    generation = used = None
-    if fields["g_id"] is not None:
-        names = GenerationRow.__struct_fields__
-        generation = msgspec.convert({name: fields[f"g_{name}"] for name in names}, GenerationRow)
-    if fields["u_completion_id"] is not None:
-        tokens = Usage(**{name: fields[f"u_{name}"] for name in Usage.__struct_fields__})
-        rest = {name: fields[f"u_{name}"] for name in UsageRow.__struct_fields__ if name != "tokens"}
-        used = UsageRow(tokens=tokens, **rest)
-    own: dict[str, Any] = {name: fields[name] for name in CompletionRow.__struct_fields__ if name in _c}
-    own["status"] = State(own["status"])
-    return CompletionRow(**own, generation=generation, usage=used)
+        return None if row is None else read_log(*row)
 
 
 # Statements
-
-_ROWS = (
-    select(completions, *(c.label(f"g_{c.name}") for c in _g), *(c.label(f"u_{c.name}") for c in _u))
-    .outerjoin(generations, _g.id == _c.generation_id)
-    .outerjoin(usage, _u.completion_id == _c.id)
-)
 
 #: Completions whose text is kept.
 _KEEPS = and_(_c.store.is_(true()), _c.deleted_ms.is_(None))

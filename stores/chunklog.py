@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from schemas.codec import split_items
-from schemas.keys import Keys
 from schemas.records import Accepted, StoredLog, decode_record
 from schemas.states import ENDED, State
 from stores.redis import PATIENCE, Redis
 from stores.scripts import EndEntry
+from stores.wire import Arg
 
 #: Entries that one XRANGE asks for.
 PAGE = 512
@@ -94,6 +94,12 @@ def parse_message(payload: bytes) -> Entry | None:
     return None
 
 
+def _parse_range(rows: list[Any], count: int) -> tuple[list[Entry], bool]:
+    """The answer to an XRANGE of at most ``count`` entries, and whether there may be more."""
+    found = [parse_entry(row[0], row[1]) for row in rows]
+    return [entry for entry in found if entry is not None], len(rows) == count
+
+
 class ChunkLog:
     """The chunk logs of one key space."""
 
@@ -113,38 +119,30 @@ class ChunkLog:
     ) -> tuple[LogState | None, list[Entry], bool]:
         """The state, up to ``count`` entries after index ``after``, and whether there is more.
 
+        Both are of one moment: the head of the entries is in the state, and an end in the state is in the entries.
         The first entry may begin before ``after + 1``: entries hold several chunks.
         """
         keys = self.redis.keys(generation)
-        # The state is read first, so the entries are at least as new: an end in the state is in the entries too.
-        values = await self.redis.command(
-            keys.partition, "HMGET", keys.gen(generation), *_FIELDS, patience=patience
-        )
+        commands: list[tuple[Arg, ...]] = [
+            ("MULTI",),
+            ("HMGET", keys.gen(generation), *_FIELDS),
+            ("XRANGE", keys.log(generation), f"({after + 1}-0", "+", "COUNT", count),
+            ("EXEC",),
+        ]
+        *_, (values, rows) = await self.redis.commands(keys.partition, commands, patience=patience)
         state = self._state(generation, values)
         if state is None:
             return None, [], False
-        entries, more = await self._range(keys, generation, after, count, patience)
+        entries, more = _parse_range(rows, count)
         return state, entries, more
 
     async def entries(self, generation: str, after: int, *, count: int = PAGE) -> tuple[list[Entry], bool]:
         """As ``read``, without the state."""
-        return await self._range(self.redis.keys(generation), generation, after, count, PATIENCE)
-
-    async def _range(
-        self, keys: Keys, generation: str, after: int, count: int, patience: float
-    ) -> tuple[list[Entry], bool]:
+        keys = self.redis.keys(generation)
         rows: list[Any] = await self.redis.command(
-            keys.partition,
-            "XRANGE",
-            keys.log(generation),
-            f"({after + 1}-0",
-            "+",
-            "COUNT",
-            count,
-            patience=patience,
+            keys.partition, "XRANGE", keys.log(generation), f"({after + 1}-0", "+", "COUNT", count
         )
-        found = [parse_entry(row[0], row[1]) for row in rows]
-        return [entry for entry in found if entry is not None], len(rows) == count
+        return _parse_range(rows, count)
 
     async def pages(self, generation: str, after: int) -> AsyncIterator[list[Entry]]:
         """All entries after ``after`` that are there now, page by page."""

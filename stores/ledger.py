@@ -46,7 +46,8 @@ class Ledger:
         return await self._scripts.lead(partition, ROLE, self._token, LEADERSHIP_MS)
 
     async def drain(self, partition: int) -> int:
-        """Enter the oldest records of a partition that this process leads; how many there were.
+        """Enter the oldest records of a partition that this process leads; how many there were, 0 where by now
+        somebody else leads it and the records stay.
 
         Raises Unavailable, and SQLAlchemy's errors where the database is away: then the records stay.
         """
@@ -67,8 +68,8 @@ class Ledger:
             ttl = self._ttl_ms.get(state.info.queue, self._ttl_ms[Queue.INTERACTIVE.value])
             own = self._redis.keys(generation)
             ttls |= {own.gen(generation): ttl, own.log(generation): ttl}
-        await self._scripts.settle(partition, ROLE, self._token, [row[0] for row in rows], ttls)
-        return len(rows)
+        ids = [row[0] for row in rows]
+        return len(rows) if await self._scripts.settle(partition, ROLE, self._token, ids, ttls) else 0
 
     async def _logs(self, states: dict[str, LogState]) -> dict[str, StoredLog]:
         """The logs that the books are to keep: of a generation whose own completion is not stored, none is."""

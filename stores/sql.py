@@ -1,4 +1,4 @@
-"""The database: an engine from a URL, transactions, and the schema's revision.
+"""The database: an engine from a URL, transactions, and inserting many rows.
 
 SQLite takes one writer at a time, and a transaction that begins with a read and then writes can fail at once whatever
 the busy timeout says. So every transaction here begins with ``BEGIN IMMEDIATE``, but for those of ``reading()``,
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from sqlalchemy import (
@@ -51,17 +51,12 @@ from sqlalchemy.types import TypeEngine
 
 from schemas.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
 #: How long a SQLite writer waits for another one, seconds.
 BUSY_SECONDS = 10
 #: How long opening a connection to PostgreSQL may take, and how long its socket may stay unacknowledged, seconds.
 CONNECT_SECONDS = 5
 #: The longest statement that PostgreSQL runs for us, seconds.
 STATEMENT_SECONDS = 30
-#: How long one migration waits for another process's, seconds.
-MIGRATION_WAIT_SECONDS = 300
 #: Connections of one process: kept open, and opened beyond those under load.
 POOL_SIZE, POOL_OVERFLOW = 5, 15
 #: How long a thread waits for one of them, seconds.
@@ -74,7 +69,6 @@ DOCUMENT_BYTES = 32 * 1024 * 1024
 LOCK_SPACE = 0x7461696C
 LOCK_MIGRATION, LOCK_BOOKS = 1, 2
 
-_MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 _READING = "tailrace_reading"
 _encode_json = msgspec.json.Encoder().encode
 
@@ -223,10 +217,10 @@ def _try(engine: Engine) -> None:
         if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             return
         reason = " ".join(str(error.orig).split())
-        raise ConfigurationError(f"The database {_place(engine.url)} can't be opened: {reason}") from None
+        raise ConfigurationError(f"The database {place(engine.url)} can't be opened: {reason}") from None
 
 
-def _place(url: URL) -> str:
+def place(url: URL) -> str:
     """Where a database is, without its user and password."""
     if is_sqlite(url):
         return str(url.database)
@@ -343,114 +337,8 @@ def _documents(rows: Sequence[Mapping[str, Any]]) -> Generator[str]:
     yield f"[{b','.join(part).decode()}]"
 
 
-def migrate(target: Engine | str, revision: str = "head") -> None:
-    """Bring the schema to ``revision``. Two processes may do so at once: the second waits and finds it done.
-
-    Raises ConfigurationError for a database that cannot be opened or that a newer Tailrace has migrated.
-    """
-    from alembic import command
-
-    with _alembic(target) as config:
-        command.upgrade(config, revision)
-
-
-def downgrade(target: Engine | str, revision: str = "base") -> None:
-    """Take the schema back to ``revision``. What newer tables and columns held is lost."""
-    from alembic import command
-
-    with _alembic(target) as config:
-        command.downgrade(config, revision)
-
-
-@contextmanager
-def _alembic(target: Engine | str) -> Generator[Config]:
-    """Alembic's configuration, holding a connection in a transaction that excludes other migrations."""
-    engine = make_engine(target) if isinstance(target, str) else target
-    try:
-        with engine.connect() as connection:
-            if is_sqlite(engine):
-                # Only outside a transaction; and a table that is rebuilt must not cascade to its children.
-                _pragmas(connection, busy_timeout=MIGRATION_WAIT_SECONDS * 1000, foreign_keys=0)
-            try:
-                with connection.begin():
-                    if not is_sqlite(engine):
-                        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'")
-                        lock(connection, LOCK_MIGRATION)
-                    _refuse_newer(_revision(connection))
-                    yield alembic_config(connection)
-            finally:
-                if is_sqlite(engine):
-                    _pragmas(connection, busy_timeout=BUSY_SECONDS * 1000, foreign_keys=1)
-    finally:
-        if isinstance(target, str):
-            engine.dispose()
-
-
-def _pragmas(connection: Connection, **values: int) -> None:
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
-    for name, value in values.items():
-        driver.execute(f"PRAGMA {name} = {value}")
-
-
-def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration without a file; ``connection`` is what its commands then run on."""
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    return config
-
-
 def lock(connection: Connection, what: int, *, shared: bool = False) -> None:
     """An advisory lock until the end of the transaction. SQLite's writers have the database for themselves anyway."""
     if not is_sqlite(connection):
         suffix = "_shared" if shared else ""
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{suffix}({LOCK_SPACE}, {what})")
-
-
-def current_revision(engine: Engine) -> str | None:
-    """The schema's revision, None for a database that was never migrated."""
-    with reading(engine) as connection:
-        return _revision(connection)
-
-
-def _revision(connection: Connection) -> str | None:
-    from alembic.runtime.migration import MigrationContext
-
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def head_revision() -> str:
-    """The revision that this version of Tailrace works with."""
-    from alembic.script import ScriptDirectory
-
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-    assert head is not None
-    return head
-
-
-def check_schema(engine: Engine) -> None:
-    """Raises ConfigurationError unless the database is at this version's revision."""
-    current = current_revision(engine)
-    if current == head_revision():
-        return
-    _refuse_newer(current)
-    state = (
-        "has no tables yet" if current is None else f"is at schema revision {current}, not {head_revision()}"
-    )
-    raise ConfigurationError(f"The database {_place(engine.url)} {state}: run `tailrace migrate`.")
-
-
-def _refuse_newer(revision: str | None) -> None:
-    from alembic.script import ScriptDirectory
-
-    if revision is None:
-        return
-    script = ScriptDirectory.from_config(alembic_config())
-    if revision not in {each.revision for each in script.walk_revisions()}:
-        raise ConfigurationError(
-            f"The database is at schema revision {revision}, which this Tailrace does not know: run a newer one."
-        )

@@ -239,7 +239,7 @@ def providers_toml(tmp_path: Path, request: pytest.FixtureRequest) -> ProvidersT
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Gateway, workers, Valkey, SQLite and the fake backend, for all tests of a session. At its end the books balance."""
+    """Gateway, workers, Valkey, SQLite and the fake backend, for all tests. At its end the books balance."""
     with Stack() as stack:
         yield stack
         problems = stack.balanced()

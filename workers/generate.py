@@ -20,7 +20,7 @@ from schemas.errors import DeadlineExceeded, Failure, ProviderError, TailraceErr
 from schemas.providers import Provider, Providers, upstream_body
 from schemas.records import Accepted, Ended, Usage, decode_record
 from schemas.states import State
-from stores.books import storable
+from stores.rows import storable
 from stores.scripts import Claim, EndResult, NotClaimed, Scripts
 from workers.logwriter import Appender, Fenced, LogWriter
 from workers.upstream import DONE, Patience, make_client, open_stream, provider_error

@@ -19,7 +19,7 @@ from schemas.codec import BadChunk, dumps, loads
 from schemas.errors import DeadlineExceeded, ProviderError, TailraceError
 from schemas.providers import Provider
 from schemas.sse import SSEParser, SSETooLarge
-from stores.books import storable
+from stores.rows import storable
 
 #: Bytes of an error answer that are read, and characters of its code, type and param that are kept.
 ERROR_BODY, ERROR_WORD = 64 * 1024, 200

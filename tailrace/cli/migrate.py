@@ -21,10 +21,10 @@ def migrate(
 ) -> None:
     """Bring the database to the newest schema."""
     with database(home, migrated=False) as engine:
-        from stores import sql
+        from stores import migration
 
         if down is None:
-            sql.migrate(engine)
+            migration.migrate(engine)
         else:
-            sql.downgrade(engine, down)
-        print(f"the database is at revision {sql.current_revision(engine) or 'base'}")
+            migration.downgrade(engine, down)
+        print(f"the database is at revision {migration.current_revision(engine) or 'base'}")

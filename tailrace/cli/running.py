@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable
 
 from tailrace.embedded.stack import EmbeddedStack
 
+#: The exit code after Ctrl-C.
+INTERRUPTED = 130
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -34,7 +37,7 @@ async def run(stack: EmbeddedStack, use: Callable[[EmbeddedStack], Awaitable[int
     except asyncio.CancelledError:
         if not got:
             raise
-        return 130 if got[0] is signal.SIGINT else 0
+        return INTERRUPTED if got[0] is signal.SIGINT else 0
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)

@@ -40,7 +40,8 @@ def database(home: Path | None, *, migrated: bool = True) -> Generator[Engine]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from schemas.errors import TailraceError as ServerError
-    from stores.sql import check_schema, make_engine
+    from stores.migration import check_schema
+    from stores.sql import make_engine
 
     try:
         engine = make_engine(url)

@@ -35,6 +35,7 @@ def up(
 ) -> None:
     """Start everything that is not configured elsewhere, and keep it running until Ctrl-C."""
     from tailrace.cli import output, running
+    from tailrace.cli.running import INTERRUPTED
     from tailrace.embedded.options import Options
     from tailrace.embedded.stack import EmbeddedStack
 
@@ -50,15 +51,18 @@ def up(
         local_model=local_model,
     )
     started = time.monotonic()
+    is_up = False
 
     async def use(stack: EmbeddedStack) -> int:
+        nonlocal is_up
+        is_up = True
         output.say(f"\ntailrace is up after {time.monotonic() - started:.1f} s\n{await _summary(stack)}")
         await asyncio.Event().wait()
         return 0
 
     code = asyncio.run(running.run(EmbeddedStack(options), use))
     output.say("tailrace is down")
-    raise typer.Exit(code)
+    raise typer.Exit(0 if is_up and code == INTERRUPTED else code)  # Ctrl-C is how it is meant to end
 
 
 async def _summary(stack: EmbeddedStack) -> str:

@@ -65,7 +65,8 @@ def database(url: str, known_key: str) -> str:
     """Migrate, and give an API key that works: the known one, or a new one. Raises StackError."""
     from schemas.errors import TailraceError, Unauthenticated
     from stores.apikeys import ApiKeys, KeyRing
-    from stores.sql import make_engine, migrate
+    from stores.migration import migrate
+    from stores.sql import make_engine
 
     try:
         engine = make_engine(url)

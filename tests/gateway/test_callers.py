@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from stores.apikeys import make_stream_token
-from tests.support.api import CHAT, SEED, Api, anybody, asking, error_of, named, ordered
+from tests.support.api import CHAT, SEED, Api, anybody, asking, encoded, error_of, named, ordered
 from tests.support.stack import ORIGIN, Stack
 from tests.support.valkey import wait_until
 
@@ -65,7 +65,10 @@ class TestKeys:
 
     def test_a_key_with_a_wrong_secret_is_refused(self, api: Api) -> None:
         """The public part of a key opens nothing."""
-        for forged in (api.api_key[:-1] + ("A" if api.api_key[-1] != "A" else "B"), api.api_key[:16] + "-" + "A" * 43):
+        for forged in (
+            api.api_key[:-1] + ("A" if api.api_key[-1] != "A" else "B"),
+            api.api_key[:16] + "-" + "A" * 43,
+        ):
             with anonymous(api, f"Bearer {forged}") as client:
                 assert client.get(CHAT).status_code == 401
 
@@ -86,7 +89,10 @@ class TestKeys:
         stack = each_stack
         tenant = stack.tenant()
         key_id, plaintext = stack.key(tenant)
-        with Api(stack.url, plaintext, tenant=tenant, backend=stack.backend) as api, stack.api(tenant) as other:
+        with (
+            Api(stack.url, plaintext, tenant=tenant, backend=stack.backend) as api,
+            stack.api(tenant) as other,
+        ):
             assert api.plain().status_code == 200
             token = api.post(f"{CHAT}/{api.seed().id}/token").json()["url"]
             assert stack.keys.revoke(key_id)
@@ -106,7 +112,10 @@ class TestKeys:
 class TestTenants:
     def test_to_others_a_completion_does_not_exist(self, api: Api, stack: Stack) -> None:
         """404, as for an id that nobody has, for whatever is done with it; and it is not listed."""
-        with api.events(asking(api.tenant, fake={"chunks": 80, "interval_ms": 20})) as stream, stack.api() as other:
+        with (
+            api.events(asking(api.tenant, fake={"chunks": 80, "interval_ms": 20})) as stream,
+            stack.api() as other,
+        ):
             stream.next(1)
             finished = api.seed("finished").id
             for completion_id in (stream.id, finished):
@@ -155,13 +164,19 @@ class TestEndUsers:
         each_stack.settled(mine, others, nobodys)
         assert api.stored(mine, headers=named(user))["id"] == mine
         for completion_id in (others, nobodys):
-            for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/stream"), ("POST", "/cancel"), ("POST", "/token")):
+            for method, path in (
+                ("GET", ""),
+                ("DELETE", ""),
+                ("GET", "/stream"),
+                ("POST", "/cancel"),
+                ("POST", "/token"),
+            ):
                 url = f"{CHAT}/{completion_id}{path}"
-                answer = api.request(method, url, headers={"X-On-Behalf-Of": user.encode()})
+                answer = api.request(method, url, headers=encoded(named(user)))
                 assert answer.status_code == 404, url
         for completion_id in (mine, others, nobodys):
             assert api.stored(completion_id)["status"] == "completed"
-        page = api.get(CHAT, headers={"X-On-Behalf-Of": user.encode()}).json()
+        page = api.get(CHAT, headers=encoded(named(user))).json()
         assert [item["id"] for item in page["data"]] == [mine]
 
     def test_the_user_is_recorded(self, each_stack: Stack, each_api: Api) -> None:
@@ -176,7 +191,7 @@ class TestEndUsers:
     def test_a_name_that_is_none_is_refused(self, api: Api, value: bytes) -> None:
         """400 that names the header: an empty one must not mean everybody."""
         for method, url in (("POST", SEED), ("GET", CHAT), ("GET", f"{CHAT}/chatcmpl-{'0' * 32}")):
-            answer = api.request(method, url, headers={"X-On-Behalf-Of": value})
+            answer = api.request(method, url, headers=encoded({"X-On-Behalf-Of": value}))
             assert answer.status_code == 400
             assert error_of(answer)["param"] == "x-on-behalf-of"
 

@@ -61,7 +61,9 @@ def test_a_running_one_stops_at_the_provider(each_stack: Stack, each_api: Api) -
         stack.forget(stream.id)
 
 
-@pytest.mark.parametrize("order", [{"headers_delay_ms": 20_000}, {"first_delay_ms": 20_000}, {"stall_after": 2}])
+@pytest.mark.parametrize(
+    "order", [{"headers_delay_ms": 20_000}, {"first_delay_ms": 20_000}, {"stall_after": 2}]
+)
 def test_one_that_waits_for_its_provider_stops_too(api: Api, stack: Stack, order: dict[str, float]) -> None:
     """Before the headers, before the first chunk, and between chunks: no chunk is needed to notice."""
     completion_id = api.background(api.tenant, fake=order)

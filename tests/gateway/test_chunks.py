@@ -54,7 +54,11 @@ def test_chunks_name_the_model_as_asked_and_as_resolved(
 ) -> None:
     """``model`` is what the client sent; what it means stands beside it."""
     for chunk in chunks(api, endpoint, model=asked):
-        assert (chunk["model"], chunk["resolved_provider"], chunk["resolved_model"]) == (asked, provider, model)
+        assert (chunk["model"], chunk["resolved_provider"], chunk["resolved_model"]) == (
+            asked,
+            provider,
+            model,
+        )
 
 
 @both
@@ -89,7 +93,9 @@ def test_reasoning_beside_content_keeps_both(api: Api, endpoint: str) -> None:
 
 def test_logprobs_have_the_flat_keys_on_the_seeds_endpoint(api: Api) -> None:
     """OpenAI's keys and the flat ones, one row a token."""
-    found = chunks(api, "seed", logprobs=True, top_logprobs=2, fake={"logprobs": True, "pieces": [" one", " two"]})
+    found = chunks(
+        api, "seed", logprobs=True, top_logprobs=2, fake={"logprobs": True, "pieces": [" one", " two"]}
+    )
     probs = [c["choices"][0]["logprobs"] for c in found if c["choices"] and c["choices"][0].get("logprobs")]
     assert [p["tokens"] for p in probs] == [[" one"], [" two"]]
     for p in probs:
@@ -102,7 +108,9 @@ def test_logprobs_have_the_flat_keys_on_the_seeds_endpoint(api: Api) -> None:
 def test_logprobs_are_openais_alone_on_openais_endpoint(api: Api) -> None:
     """Strict clients see nothing that OpenAI doesn't send."""
     found = chunks(api, "openai", logprobs=True, fake={"logprobs": True, "pieces": [" one"]})
-    (probs,) = [c["choices"][0]["logprobs"] for c in found if c["choices"] and c["choices"][0].get("logprobs")]
+    (probs,) = [
+        c["choices"][0]["logprobs"] for c in found if c["choices"] and c["choices"][0].get("logprobs")
+    ]
     assert set(probs) == {"content", "refusal"}
 
 
@@ -158,9 +166,9 @@ def test_any_text_survives(each_stack: Stack, each_api: Api, endpoint: str, piec
     """What JSON can say reaches the reader as it was said, live and from the books."""
     api = each_api
     # Word for word, for a request can't hold half of a surrogate pair.
-    chunks = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces]
-    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    raw = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+    choices: list[dict[str, Any]] = [{"index": 0, "delta": {"content": piece}} for piece in pieces]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    raw = "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices)
     whole = api.seed(fake={"raw": raw}) if endpoint == "seed" else api.openai(fake={"raw": raw})
     assert whole.text == "".join(pieces)
     for _ in ("Redis", "the books"):

@@ -41,7 +41,9 @@ def test_names_with_slashes_and_colons_are_names(api: Api, name: str) -> None:
     assert answer.json()["id"] == name
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "fake:no-such", "listed:fake-b", "nobody:fake", "fake:", "listed:"])
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "fake:no-such", "listed:fake-b", "nobody:fake", "fake:", "listed:"]
+)
 def test_an_unknown_model_is_404_that_names_it(api: Api, name: str) -> None:
     """Before acceptance, wherever it is asked for."""
     for answer in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -49,8 +50,8 @@ def test_the_usage_chunk_comes_last_when_asked_for(api: Api) -> None:
 @pytest.mark.parametrize("asked", [True, False])
 def test_usage_that_a_provider_puts_beside_the_finish_reason_costs_no_chunk(api: Api, asked: bool) -> None:
     """The chunk with the finish reason is never taken for a usage chunk."""
-    options = {"stream_options": {"include_usage": True}} if asked else {}
-    *chunks, _ = api.openai(fake={"usage_in_finish": True}, **options).data
+    options = {"include_usage": asked}
+    *chunks, _ = api.openai(fake={"usage_in_finish": True}, stream_options=options).data
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]] == [None] * (len(chunks) - 1)
 
@@ -111,9 +112,9 @@ def test_headers_wait_for_the_first_chunk(api: Api) -> None:
 @pytest.mark.parametrize("then", ["answer", "failure"])
 def test_headers_wait_no_longer_than_two_seconds(api: Api, then: str) -> None:
     """After that it is 200, and a failure is an error in the stream without [DONE]."""
-    fake = {"headers_delay_ms": 2600}
+    fake: dict[str, Any] = {"headers_delay_ms": 2600}
     if then == "failure":
-        fake |= {"status": 400, "error": FAULT}  # type: ignore[dict-item]
+        fake |= {"status": 400, "error": FAULT}
     started = time.monotonic()
     with api.events(asking(stream=True, fake=fake), url=CHAT) as stream:
         waited = time.monotonic() - started
@@ -207,7 +208,14 @@ def test_parameters_reach_the_provider_as_they_should(api: Api) -> None:
     assert sent["top_k"] == 3
     assert sent["extra_body"] == {"nested": [1, {"null": None}]}
     assert sent["seed"] == 2**53 - 1
-    for ours in ("temperature", "store", "metadata", "timeout", "parallel_tool_calls", "max_completion_tokens"):
+    for ours in (
+        "temperature",
+        "store",
+        "metadata",
+        "timeout",
+        "parallel_tool_calls",
+        "max_completion_tokens",
+    ):
         assert ours not in sent
     assert "authorization" not in received.headers
 

@@ -194,7 +194,9 @@ class TestListing:
         assert answer.status_code == 400
         assert error_of(answer)["param"] == param
 
-    @pytest.mark.parametrize("query", ["model=%00", "metadata[%00]=x", "metadata[a]=%00", "model=%ff", "model="])
+    @pytest.mark.parametrize(
+        "query", ["model=%00", "metadata[%00]=x", "metadata[a]=%00", "model=%ff", "model="]
+    )
     def test_an_odd_filter_finds_nothing(self, each_api: Api, query: str) -> None:
         """Text that no completion can have."""
         each_api.plain()
@@ -275,7 +277,9 @@ class TestDeleting:
     ) -> None:
         """Nothing of the answer or the question is left in SQL or Redis."""
         api, stack = each_api, each_stack
-        whole = api.seed("the secret question", metadata={"secret": "label"}, fake={"text": "the secret answer"})
+        whole = api.seed(
+            "the secret question", metadata={"secret": "label"}, fake={"text": "the secret answer"}
+        )
         if forgotten:
             stack.forget(whole.id)
         answer = api.delete(f"{CHAT}/{whole.id}")

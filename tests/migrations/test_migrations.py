@@ -16,20 +16,18 @@ from sqlalchemy import Engine, inspect, text
 
 from schemas.errors import ConfigurationError
 from schemas.tables import metadata
-from stores.sql import (
+from stores.migration import (
     alembic_config,
     check_schema,
     current_revision,
     downgrade,
     head_revision,
-    make_engine,
     migrate,
-    reading,
-    writing,
 )
+from stores.sql import make_engine, reading, writing
 
 ROOT = Path(__file__).parents[2]
-MIGRATE = "import sys; from stores.sql import migrate; migrate(sys.argv[1])"
+MIGRATE = "import sys; from stores.migration import migrate; migrate(sys.argv[1])"
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from schemas.errors import InvalidRequest, TailraceError, Unauthenticated, Unava
 from schemas.tables import api_keys
 from stores import apikeys
 from stores.apikeys import ApiKey, ApiKeys, KeyRing, check_stream_token, make_stream_token
-from stores.sql import make_engine, migrate, reading, writing
+from stores.migration import migrate
+from stores.sql import make_engine, reading, writing
 from tests.support.postgres import PostgresServer
 
 TTL = 2.0

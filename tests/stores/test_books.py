@@ -20,7 +20,8 @@ from schemas.records import Accepted, Ended, StoredLog, Usage
 from schemas.states import State
 from schemas.tables import completions, metadata, results, usage
 from stores.books import Books
-from stores.sql import make_engine, migrate, reading, writing
+from stores.migration import migrate
+from stores.sql import make_engine, reading, writing
 
 T0 = 1_700_000_000_000
 LOG = StoredLog(head=b'{"top": {}}', items=b'"Hello"\n" there"\n"\\u0000"', base=0, next=3)

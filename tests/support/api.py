@@ -162,8 +162,13 @@ def asking(content: str = "hi", /, **more: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": content}], **more}
 
 
-#: Header values; bytes where they hold more than ASCII.
-Headers = Mapping[str, str] | Mapping[str, bytes]
+#: Bytes where they hold more than ASCII.
+Headers = Mapping[str, str | bytes]
+
+
+def encoded(headers: Headers | None) -> list[tuple[bytes, bytes]]:
+    """Headers as httpx wants them where values are bytes."""
+    return [(k.encode(), v.encode() if isinstance(v, str) else v) for k, v in (headers or {}).items()]
 
 
 def dump(value: Any) -> bytes:
@@ -171,15 +176,9 @@ def dump(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def named(user: str) -> Headers:
+def named(user: str) -> dict[str, bytes]:
     """The header that names the end user."""
     return {"X-On-Behalf-Of": user.encode()}
-
-
-def _raw(headers: Headers | None) -> dict[str, bytes] | None:
-    if headers is None:
-        return None
-    return {name: value.encode() if isinstance(value, str) else value for name, value in headers.items()}
 
 
 def anybody(url: str, **options: Any) -> httpx.Client:
@@ -192,7 +191,11 @@ class Api(httpx.Client):
 
     def __init__(self, url: str, key: str, *, tenant: str, backend: Backend) -> None:
         super().__init__(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE, trust_env=False, verify=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=PATIENCE,
+            trust_env=False,
+            verify=False,
         )
         self.api_key = key
         self.tenant = tenant
@@ -213,7 +216,7 @@ class Api(httpx.Client):
     ) -> Generator[EventStream]:
         """An answer in pieces; fails where it is no event stream."""
         content = None if body is None else dump(body)
-        with self.stream(method, url, content=content, headers=_raw(headers)) as response:
+        with self.stream(method, url, content=content, headers=encoded(headers)) as response:
             if response.status_code != 200:
                 response.read()
                 raise AssertionError(f"{response.status_code}: {response.text}")
@@ -235,17 +238,13 @@ class Api(httpx.Client):
         """A new completion on the seed's endpoint."""
         return self.whole(asking(content, **more), headers=headers)
 
-    def openai(
-        self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any
-    ) -> Whole:
+    def openai(self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any) -> Whole:
         """A new streamed completion on OpenAI's endpoint."""
         return self.whole(asking(content, stream=True, **more), url=CHAT, headers=headers)
 
-    def plain(
-        self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any
-    ) -> httpx.Response:
+    def plain(self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any) -> httpx.Response:
         """A new completion on OpenAI's endpoint, not streamed."""
-        return self.post(CHAT, content=dump(asking(content, **more)), headers=_raw(headers))
+        return self.post(CHAT, content=dump(asking(content, **more)), headers=encoded(headers))
 
     def background(self, content: str = "hi", /, *, headers: Headers | None = None, **more: Any) -> str:
         """A new completion that nobody waits for; its id."""
@@ -253,14 +252,16 @@ class Api(httpx.Client):
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
-    def follow(self, completion_id: str, after: int | None = None, *, headers: Headers | None = None) -> Whole:
+    def follow(
+        self, completion_id: str, after: int | None = None, *, headers: Headers | None = None
+    ) -> Whole:
         """A completion's stream from its own URL."""
         query = "" if after is None else f"?after={after}"
         return self.whole(url=f"{CHAT}/{completion_id}/stream{query}", method="GET", headers=headers)
 
     def stored(self, completion_id: str, *, headers: Headers | None = None) -> dict[str, Any]:
         """A completion as it is stored."""
-        answer = self.get(f"{CHAT}/{completion_id}", headers=_raw(headers))
+        answer = self.get(f"{CHAT}/{completion_id}", headers=encoded(headers))
         assert answer.status_code == 200, answer.text
         return answer.json()
 

@@ -6,16 +6,14 @@ starts one for itself.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,8 +25,10 @@ from sqlalchemy import Engine, func, select
 from schemas.keys import Keys
 from schemas.tables import completions, usage
 from stores.apikeys import ApiKeys
-from stores.books import Books, CompletionRow
-from stores.sql import make_engine, migrate
+from stores.books import Books
+from stores.migration import migrate
+from stores.rows import CompletionRow
+from stores.sql import make_engine
 from tests.support.api import Api, anybody
 from tests.support.backend import Backend
 from tests.support.leaks import leaks
@@ -166,7 +166,10 @@ class Stack:
                 "silent": self.silent.url,
                 "keyed": {"base_url": self.backend.url, "api_key_env": "FAKE_API_KEY"},
                 "newer": {"base_url": self.backend.url, "max_tokens_field": "max_completion_tokens"},
-                "nowhere": {"base_url": f"http://127.0.0.1:{self.nowhere}/v1", "timeout": _timeouts(connect=1)},
+                "nowhere": {
+                    "base_url": f"http://127.0.0.1:{self.nowhere}/v1",
+                    "timeout": _timeouts(connect=1),
+                },
                 "slow-to-begin": {"base_url": self.backend.url, "timeout": _timeouts(first_chunk=0.4)},
                 "stalls": {"base_url": self.backend.url, "timeout": _timeouts(between_chunks=0.4)},
                 "endless": {"base_url": self.backend.url, "timeout": _timeouts(total=0.8)},
@@ -275,7 +278,8 @@ class Stack:
 
     def state(self, completion_id: str) -> dict[str, str]:
         """The generation's hash, empty where Redis has none."""
-        return dict(self.redis.hgetall(Keys(0).gen(completion_id)))  # type: ignore[arg-type]
+        fields: Any = self.redis.hgetall(Keys(0).gen(completion_id))
+        return fields
 
     def row(self, completion_id: str) -> CompletionRow | None:
         return self.books.completion(completion_id)
@@ -300,8 +304,8 @@ class Stack:
         keys = Keys(0)
         for completion_id in completion_ids:
             names = (keys.gen(completion_id), keys.log(completion_id))
-            wait_until(lambda n=names: int(self.redis.pttl(n[0])) != -1, what="TTL")  # type: ignore[arg-type]
-            assert int(self.redis.pttl(names[1])) != -1, "the log outlives its state"  # type: ignore[arg-type]
+            wait_until(lambda n=names: int(self.redis.pttl(n[0])) != -1, what="TTL")
+            assert int(self.redis.pttl(names[1])) != -1, "the log outlives its state"
             self.redis.delete(*names)
 
     def worker_of(self, completion_id: str) -> Part:
@@ -309,9 +313,14 @@ class Stack:
         pid = int(self.state(completion_id)["worker"].split(":")[1])
         return next(part for part in self.parts.values() if part.process and part.pid == pid)
 
+    def readers(self) -> list[str]:
+        """The chunk logs that somebody is subscribed to."""
+        channels: Any = self.redis.execute_command("PUBSUB", "SHARDCHANNELS")
+        return [name for name in channels if ":ch:" in name]
+
     def queue_length(self, queue: str) -> int:
         """Celery messages that no worker has taken yet."""
-        return int(self.redis.llen(f"tailrace:{{p0}}:broker:{queue}"))  # type: ignore[arg-type]
+        return int(self.redis.llen(f"tailrace:{{p0}}:broker:{queue}"))
 
     @contextmanager
     def paused(self, name: str) -> Generator[None]:
@@ -331,6 +340,7 @@ class Stack:
             queues = (keys.queued("interactive"), keys.queued("bulk"))
             wait_until(lambda: not any(map(self.redis.zcard, (keys.lease, *queues))))
         wait_until(lambda: not self.redis.xlen(keys.ledger), what="empty ledger")
+        wait_until(lambda: not self.readers(), what="end of all subscriptions")
         with self.engine.connect() as connection:
             open_ = connection.scalars(select(completions.c.id).where(completions.c.ended_ms.is_(None))).all()
             accepted = connection.scalar(select(func.count()).select_from(completions))

@@ -38,7 +38,9 @@ class TestCuts:
         complete = 0
         for number, offset in enumerate(offsets):
             how = ("close", "reset", "end")[number % 3]
-            whole = api.seed(fake={"text": text, "cut_at_byte": offset, "cut": how, "unframed": number % 2 == 0})
+            whole = api.seed(
+                fake={"text": text, "cut_at_byte": offset, "cut": how, "unframed": number % 2 == 0}
+            )
             assert text.startswith(whole.text), (offset, how)
             assert [f.id for f in whole.frames] == list(range(len(whole.frames)))
             if whole.last.event == "done":
@@ -48,7 +50,10 @@ class TestCuts:
                 last = whole.frames[-2].data
                 assert last.get("usage") or last["choices"][0]["finish_reason"] == "stop"
             else:
-                assert whole.error.split(":")[0] in ("provider_truncated", "provider_bad_chunk"), (offset, how)
+                assert whole.error.split(":")[0] in ("provider_truncated", "provider_bad_chunk"), (
+                    offset,
+                    how,
+                )
         assert complete < len(offsets) / 2
 
     def test_cuts_between_writes_change_nothing(self, api: Api) -> None:
@@ -186,7 +191,9 @@ class TestGarbage:
         order = {"raw": json.dumps(body), "headers": {"content-type": "application/json"}}
         assert api.seed(fake=order).error.startswith("provider_")
 
-    @pytest.mark.parametrize("error", [{"message": "m", "code": "c"}, "plain text", {"code": 429, "message": "m"}, 5])
+    @pytest.mark.parametrize(
+        "error", [{"message": "m", "code": "c"}, "plain text", {"code": 429, "message": "m"}, 5]
+    )
     def test_an_error_in_the_place_of_a_chunk(self, api: Api, error: Any) -> None:
         """Whatever its shape, it is the end, with its words where it has some."""
         whole = api.seed(fake={"raw": raw(chunk("a"), {"error": error})})
@@ -251,8 +258,16 @@ class TestShapes:
             "id": "x",
             "object": "chat.completion",
             "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": "all at once"}, "finish_reason": "stop"},
-                {"index": 1, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"},
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "all at once"},
+                    "finish_reason": "stop",
+                },
+                {
+                    "index": 1,
+                    "message": {"role": "assistant", "tool_calls": [call]},
+                    "finish_reason": "tool_calls",
+                },
             ],
             "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
         }

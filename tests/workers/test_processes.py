@@ -96,12 +96,12 @@ class TestKilled:
         port = free_port()
         stack.add_gateway("second", port)
         body = asking(api.tenant, fake={"chunks": 60, "interval_ms": 25})
-        with Api(f"http://127.0.0.1:{port}", api.api_key, tenant=api.tenant, backend=api.backend) as other:
-            with other.events(body) as stream:
-                frames = stream.next(8)
-                stack.remove("second", signal.SIGKILL)
-                with pytest.raises(httpx.TransportError):
-                    frames += stream.rest()
+        other = Api(f"http://127.0.0.1:{port}", api.api_key, tenant=api.tenant, backend=api.backend)
+        with other, other.events(body) as stream:
+            frames = stream.next(8)
+            stack.remove("second", signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                frames += stream.rest()
         headers = {"x-last-chunk-index": str(frames[-1].id)}
         frames += api.whole(body, headers=headers).frames
         assert [frame.id for frame in frames] == list(range(len(frames)))
@@ -160,7 +160,7 @@ class TestBulk:
         assert (row.status, row.queue) == ("completed", "bulk")
         keys = Keys(0)
         for name in (keys.gen(completion_id), keys.log(completion_id)):
-            assert int(stack.redis.pttl(name)) <= 5000  # type: ignore[arg-type]
+            assert int(stack.redis.pttl(name)) <= 5000
         assert api.stored(completion_id)["choices"][0]["message"]["content"] == ordered()
 
     async def test_interactive_work_waits_for_its_own_worker(self, stack: Stack, api: Api) -> None:
