@@ -101,9 +101,7 @@ class Floods:
         for name, rounds in self.rounds.items():
             broken = [r.flooded for r in rounds if r.flooded.broken]
             if broken:
-                found[name] = (
-                    f"{sum(f.broken for f in broken)} streams broke; one: {broken[0].complaint[:200]}"
-                )
+                found[name] = f"{sum(f.broken for f in broken)} complaints; one: {broken[0].complaint[:200]}"
         return found
 
     def median(self, name: str, value: Callable[[Round], float | None]) -> float | None:

@@ -155,7 +155,7 @@ class Followers:
             return Follow(completion, self._books, expected=expected, stored=stored)
         reader = self.hub.reader(completion.generation, after)
         try:
-            state = await reader.open()
+            state = await reader.open(subscribe=not completion.ended)
             if state is None:
                 found = await self.finder.find(completion.id)
                 if found is None or found.live is not None:

@@ -22,6 +22,8 @@ from stores.wire import Wire, WireError
 
 #: Silence on an open log after which its range is read again, in seconds.
 SILENCE = 5.0
+#: Entries that are read along with the state: few, so that the first chunk is soon on its way.
+FIRST_PAGE = 16
 #: Bytes that may wait for a slow reader; beyond it they are dropped and read again from the stream.
 BACKLOG = 1024 * 1024
 
@@ -46,10 +48,17 @@ class LogReader:
         self.active = False
         self.closed = False
 
-    async def open(self) -> LogState | None:
-        """Subscribe and read the state; None where Redis has no such generation. Raises Unavailable."""
-        await self._hub.add(self)
-        self.state = await self._log.state(self.generation)
+    async def open(self, *, subscribe: bool = True) -> LogState | None:
+        """Subscribe, and read the state with the first entries; None where Redis has no such generation.
+
+        A log that has ended needs no subscription. Raises Unavailable.
+        """
+        if subscribe:
+            await self._hub.add(self)
+        self._stale = False
+        self.state, entries, more = await self._log.read(self.generation, self.expected - 1, count=FIRST_PAGE)
+        self._queue.extendleft(reversed(entries))
+        self._stale = more
         if self.state is None or self.state.ended:
             self._hub.remove(self)
         return self.state

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import make_app
 from schemas.codec import dumps
@@ -95,12 +96,9 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: TailraceError) -> None:
         """The last answer of this connection. What was asked before is answered first."""
         body = dumps(error.body())
-        head = (
-            "content-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self._refusal = STATUS_LINE[error.http_status] + head.encode() + body
-        cycle = self.cycle
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or (cycle.response_complete and not cycle.more_body):
             self._close(self._refusal)
         elif cycle.more_body:  # it is the body that can't be read: the connection is lost

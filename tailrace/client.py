@@ -18,6 +18,8 @@ from tailrace.handles import Completion, Status
 
 #: Completions asked for in one page of ``Client.list``.
 PAGE = 100
+#: How often a request is sent again: about 15 s of outage, as long as it takes to restart a part of the server.
+RETRIES = 6
 
 
 class Client:
@@ -37,7 +39,7 @@ class Client:
         *,
         end_user: str | None = None,
         timeout: float = 30.0,
-        retries: int = 5,
+        retries: int = RETRIES,
         home: Path | str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from tailrace.client import Client
+from tailrace.client import RETRIES, Client
 from tailrace.handles import Chunk, Completion, Status
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class SyncClient:
         *,
         end_user: str | None = None,
         timeout: float = 30.0,
-        retries: int = 5,
+        retries: int = RETRIES,
         home: Path | str | None = None,
     ) -> None:
         self._client = Client(url, api_key, end_user=end_user, timeout=timeout, retries=retries, home=home)

@@ -23,7 +23,7 @@ from schemas.states import State
 from stores.rows import storable
 from stores.scripts import Claim, EndResult, NotClaimed, Scripts
 from workers.logwriter import Appender, Fenced, LogWriter
-from workers.upstream import DONE, Patience, make_client, open_stream, provider_error
+from workers.upstream import DONE, Patience, make_transport, open_stream, provider_error
 
 log = logging.getLogger("tailrace.worker")
 
@@ -46,7 +46,7 @@ class Generator:
         self._providers = providers
         self._worker = worker
         self._lease_ms = lease_ms
-        self._client: httpx.AsyncClient = make_client()
+        self._transport: httpx.AsyncBaseTransport = make_transport()
         self._appender = Appender(scripts)
         self.held: dict[str, int] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
@@ -89,7 +89,7 @@ class Generator:
             self.cancel(generation, attempt, failure)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def _attempt(self, claim: Claim) -> str:
         work = decode_work(claim.request)
@@ -150,7 +150,7 @@ class Generator:
         )
         with Patience(provider, await self._time_left(record)) as patience:
             try:
-                async with open_stream(self._client, provider, auth_headers(provider), body) as pieces:
+                async with open_stream(self._transport, provider, auth_headers(provider), body) as pieces:
                     await self._read(provider, work, encoder, writer, patience, pieces)
             except asyncio.CancelledError:
                 if patience.expired is not None:

@@ -30,7 +30,7 @@ sizes_of_entries = st.lists(st.integers(1, 5), max_size=8)
 # -- The same for all
 
 
-@examples(25)
+@examples(12)
 @given(sizes=sizes_of_entries, with_end=st.integers(0, 4))
 async def test_any_coalescing_and_any_resume_index(house: House, sizes: list[int], with_end: int) -> None:
     """However chunks share entries, a reader gets exactly those after its index, from Redis and from the books."""

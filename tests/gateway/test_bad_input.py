@@ -1,4 +1,4 @@
-"""What is wrong with a request is told in OpenAI's shape, with the right status and the field: never 500, never a hang."""
+"""What is wrong with a request is told in OpenAI's shape, with its status and the field: never 500, never a hang."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import socket
 import string
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -104,7 +104,7 @@ class Wire:
 
 
 @contextmanager
-def wire(stack: Stack) -> Iterator[Wire]:
+def wire(stack: Stack) -> Generator[Wire]:
     """A connection; after it, the gateway still answers others."""
     with Wire(stack.port) as made:
         yield made
@@ -297,7 +297,7 @@ def test_an_unknown_model_or_provider_is_404(api: Api, url: str, model: str) -> 
 )
 def test_a_bad_header_is_named(api: Api, url: str, name: str, value: bytes) -> None:
     """400 that names it, and nothing is accepted."""
-    answer = api.post(url, json=asking(api.tenant), headers={name: value})
+    answer = api.post(url, json=asking(api.tenant), headers=[(name.encode(), value)])
     assert answer.status_code == 400
     error = error_of(answer)
     assert error["param"].startswith(name)
@@ -413,7 +413,7 @@ def test_a_length_beyond_the_limit_is_413_before_the_body(stack: Stack, api: Api
 
 @pytest.mark.parametrize("path", [SEED, CHAT, "update"])
 def test_an_endless_body_is_413_and_cut_off(stack: Stack, api: Api, path: str) -> None:
-    """Without a length too: the answer comes after little more than the limit, and what follows is not read for long."""
+    """The answer comes after little more than the limit, and what follows is not read for long."""
     url = f"{CHAT}/{api.seed().id}" if path == "update" else path
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with wire(stack) as client:

@@ -110,7 +110,9 @@ class Life(RuleBasedStateMachine):
         return self.runner.run(wait())
 
     def pick(self, data: st.DataObject) -> Model:
-        return data.draw(st.sampled_from(self.models))
+        """Any generation, and rather one that a worker has."""
+        leased = [model for model in self.models if model.state is State.LEASED]
+        return data.draw(st.sampled_from(leased * 4 + self.models))
 
     # -- Callers
 
@@ -118,7 +120,7 @@ class Life(RuleBasedStateMachine):
     def first(self) -> None:
         self.accept()
 
-    @precondition(lambda self: len(self.models) < 3)
+    @precondition(lambda self: sum(not model.ended for model in self.models) < 2)
     @rule()
     def accept(self) -> None:
         record = accepted()
@@ -161,7 +163,18 @@ class Life(RuleBasedStateMachine):
 
     @rule(data=st.data(), worker=st.sampled_from(WORKERS))
     def claim(self, data: st.DataObject, worker: str) -> None:
-        model = self.pick(data)
+        self.claims(worker, self.pick(data))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def take_over(self, data: st.DataObject) -> None:
+        """A lease runs out, and the other worker comes for the work while the first still believes that it has it."""
+        worker, generation = data.draw(st.sampled_from(sorted(self.held)))
+        model = next(m for m in self.models if m.id == generation)
+        self.expires(model)
+        self.claims(next(other for other in WORKERS if other != worker), model)
+
+    def claims(self, worker: str, model: Model) -> None:
         answer = self.do(
             self.space.scripts.claim(
                 model.id, queue="interactive", worker=worker, lease_ms=60_000, seq=model.seq
@@ -188,6 +201,7 @@ class Life(RuleBasedStateMachine):
         return Batch(first, count, "\n".join(items).encode(), HEAD if first == 0 else b""), items
 
     def mine(self, worker: str) -> list[tuple[Model, int]]:
+        """What a worker believes that it has."""
         return [(m, self.held[worker, m.id]) for m in self.models if (worker, m.id) in self.held]
 
     @precondition(lambda self: self.held)
@@ -214,7 +228,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS))
     def renew(self, worker: str) -> None:
-        mine = self.mine(worker)
+        mine = self.mine(worker)[-2:]
         answers = self.do(
             self.space.scripts.renew(0, {m.id: attempt for m, attempt in mine}, lease_ms=60_000)
         )
@@ -249,7 +263,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
-        model = self.pick(data)
+        self.expires(self.pick(data))
+
+    def expires(self, model: Model) -> None:
         self.client.zadd(KEYS.lease, {model.id: 1}, xx=True)
         model.live = False
 

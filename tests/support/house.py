@@ -14,8 +14,8 @@ from consumers.follow import Follow, Followers, renderer_for
 from consumers.lookup import Completion
 from stores.books import Books
 from stores.ledger import Ledger
-from stores.redis import Redis
 from stores.migration import migrate
+from stores.redis import Redis
 from stores.sql import make_engine
 from tests.support.generations import Room, batch, room, texts
 from tests.support.waiting import until

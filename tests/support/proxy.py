@@ -1,57 +1,74 @@
-"""A TCP proxy whose connections a test can kill."""
+"""A TCP proxy that loses answers to order: the server has done the work, and the caller never hears of it."""
 
 from __future__ import annotations
 
-import socket
-import struct
-import threading
-from typing import Self
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 
 class Proxy:
-    """Passes bytes on between 127.0.0.1:``port`` and ``target``."""
+    """``lose(after)`` cuts the connection where the answer to the next request that contains ``after`` would come."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self._closed = False
+    def __init__(self, host: str, port: int) -> None:
+        self._target = host, port
+        self._lose: bytes | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self.lost = 0
 
-    def kill(self) -> None:
-        """Reset every connection there is; new ones are taken."""
-        with self._lock:
-            for sock in self._open:
-                # Reset, not ended: what the client has not read yet is lost.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                sock.close()
-            self._open.clear()
+    def lose(self, after: bytes = b"EVALSHA") -> None:
+        self._lose = after
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listening.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._target))
-            with self._lock:
-                self._open |= {client, server}
-            for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        losing = False
 
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        async def requests() -> None:
+            nonlocal losing
+            while data := await reader.read(1 << 20):
+                if self._lose is not None and self._lose in data:
+                    self._lose = None
+                    losing = True
+                far_writer.write(data)
+
+        async def answers() -> None:
+            while data := await far_reader.read(1 << 20):
+                if losing:
+                    self.lost += 1
+                    return
+                writer.write(data)
+
+        pumps = [asyncio.create_task(requests()), asyncio.create_task(answers())]
         try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            writer.transport.abort()
+            far_writer.transport.abort()
+            self._tasks.discard(task)
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
-    def __exit__(self, *exc: object) -> None:
-        self._listening.close()
-        self.kill()
+
+@asynccontextmanager
+async def proxy(host: str, port: int) -> AsyncGenerator[Proxy]:
+    made = Proxy(host, port)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
+        await made.close()
+        await server.wait_closed()

@@ -1,65 +1,93 @@
-"""``curl -N`` on the seed's endpoint: frames as they come."""
+"""curl on the seed's endpoint: the frames as they come, in the framing that its page describes."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.support.api import SEED, Api, asking, ordered, parse_frames, text_of
-from tests.support.stack import Stack
+from tests.support.api import CHAT, SEED, Api, asking, ordered, parse_frames, text_of
+from tests.support.stack import SETTINGS
 
 pytestmark = pytest.mark.system
 
 
-def curl(api: Api, stack: Stack, *arguments: str, body: object) -> subprocess.Popen[bytes]:
-    """The seed's own example, with our URL and key."""
-    return subprocess.Popen(
-        [
-            *("curl", "--silent", "--show-error", "--request", "POST", "--url", f"{stack.url}{SEED}"),
-            *("--header", f"Authorization: Bearer {api.api_key}"),
-            *("--header", "Content-Type: application/json"),
-            *("--data", json.dumps(body), *arguments),
-        ],
-        stdout=subprocess.PIPE,
-    )
+@contextmanager
+def curl(api: Api, path: str, *arguments: str) -> Generator[subprocess.Popen[bytes]]:
+    """``curl -N`` with the key; ``stdout`` is unbuffered."""
+    url = str(api.base_url.join(path))
+    command = ["curl", "-N", "-sS", url, "-H", f"Authorization: Bearer {api.api_key}", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def test_curl_shows_each_frame_when_it_is_said(api: Api, stack: Stack) -> None:
-    """The first ones long before the last, with the event and data of the seed's page."""
-    body = asking(fake={"chunks": 10, "interval_ms": 150})
-    with curl(api, stack, "-N", body=body) as process:
-        assert process.stdout
-        arrived: list[float] = []
-        lines: list[bytes] = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith(b"event: message"):
-                arrived.append(time.monotonic())
-    assert process.returncode == 0
-    assert arrived[-1] - arrived[0] > 0.9
-    frames = [frame for frame in parse_frames([b"".join(lines)]) if not frame.is_comment]
-    assert lines[0].startswith(b":")
-    assert [frame.id for frame in frames] == list(range(len(frames)))
-    assert text_of(frame.data for frame in frames) == ordered(10)
-    assert frames[-1].event == "done"
+def shown(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """What curl prints, as it prints it."""
+    assert process.stdout is not None
+    while piece := process.stdout.read(65536):
+        yield piece
+    assert process.wait(10) == 0
 
 
-def test_curl_resumes_where_it_was(api: Api, stack: Stack) -> None:
-    """The same command with one header more."""
-    with curl(api, stack, "-N", body=asking(api.tenant)) as first:
-        whole = first.communicate()[0]
-    with curl(api, stack, "-N", "--header", "x-last-chunk-index: 9", body=asking(api.tenant)) as second:
-        rest = second.communicate()[0]
-    frames = [frame for frame in parse_frames([whole]) if not frame.is_comment]
-    assert [frame for frame in parse_frames([rest]) if not frame.is_comment] == frames[10:]
+def question(content: str = "hi", **more: object) -> list[str]:
+    return ["-H", "Content-Type: application/json", "-d", json.dumps(asking(content, **more))]
 
 
-def test_curl_sends_a_large_body_with_expect(api: Api, stack: Stack) -> None:
-    """It waits for 100 Continue, and gets it."""
-    body = asking("x" * 1_500_000)
-    with curl(api, stack, "--header", "Expect: 100-continue", "--data", "@-", body=body) as process:
-        pass  # the second --data is appended to the first; the body is no JSON then
-    assert process.returncode == 0
+def test_frames_are_shown_as_they_come(api: Api) -> None:
+    """The first is there while the provider still talks; each has ``event`` and ``data``, the last is ``done``."""
+    with curl(api, SEED, *question(fake={"chunks": 20, "interval_ms": 50})) as process:
+        frames = (frame for frame in parse_frames(shown(process)) if not frame.is_comment)
+        first = next(frames)
+        assert api.backend.active > 0, "the answer was held back until it was whole"
+        *rest, done = frames
+    chunks = [first, *rest]
+    assert [frame.event for frame in chunks] == ["message"] * len(chunks)
+    assert text_of(frame.data for frame in chunks) == ordered(20)
+    assert (done.event, done.data) == ("done", None)
+
+
+def test_a_failure_is_shown_as_an_error_event(api: Api) -> None:
+    """Its data is one JSON string."""
+    order = {"status": 400, "error": {"message": "as ordered", "code": "some_code"}}
+    with curl(api, SEED, *question(fake=order)) as process:
+        *_, last = parse_frames(shown(process))
+    assert last.event == "error"
+    assert last.data.startswith("some_code: as ordered")
+
+
+def test_a_stream_is_resumed(api: Api) -> None:
+    """By the completion's own URL, and by the same command with one header more."""
+    whole = api.seed(api.tenant)
+    by_url = (f"{CHAT}/{whole.id}/stream?after=7",)
+    by_header = (SEED, *question(api.tenant), "-H", "x-last-chunk-index: 7")
+    for path, *arguments in (by_url, by_header):
+        with curl(api, path, *arguments) as process:
+            frames = [frame for frame in parse_frames(shown(process)) if not frame.is_comment]
+        assert frames == whole.frames[8:]
+
+
+@pytest.mark.parametrize("header", ["Expect: 100-continue", "Expect:", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_too_large_is_told(api: Api, tmp_path: Path, header: str) -> None:
+    """Whether curl asks first or is still sending, it shows the error."""
+    body = tmp_path / "body.json"
+    body.write_bytes(b" " * (2 * int(SETTINGS["MAX_BODY_BYTES"])))
+    with curl(api, SEED, "-H", header, "--data-binary", f"@{body}") as process:
+        answer = json.loads(b"".join(shown(process)))
+    assert answer["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("option", ["--http2", "--http1.0", "--compressed"])
+def test_a_large_question_in_other_ways_to_speak_http(api: Api, tmp_path: Path, option: str) -> None:
+    """An offer to change the protocol, an older one, and compression are no obstacle; 100 Continue is answered."""
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps(asking("x" * 1_500_000)))
+    with curl(api, SEED, option, "-H", "Expect: 100-continue", "--data-binary", f"@{body}") as process:
+        *_, last = parse_frames(shown(process))
+    assert last.event == "done"

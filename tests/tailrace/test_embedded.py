@@ -80,6 +80,12 @@ class Up:
     def client(self) -> tailrace.SyncClient:
         return tailrace.SyncClient(home=self.home)
 
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.connection.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
     def family(self) -> list[psutil.Process]:
         return alive(psutil.Process(self.process.pid).children(recursive=True))
 
@@ -250,6 +256,7 @@ def test_parts_that_are_killed_come_back_and_data_survive_everything(tmp_path: P
             wait_until(lambda v=victim: not alive([v]), 10, "end of the victim")
         wait_until(lambda: len(up.family()) == PROCESSES - 1, 60, "all parts again")
         wait_until(lambda: up.complained().count("starting it again") >= 5, 10, "lines about it")
+        wait_until(up.answers, 60, "gateway")
         assert ask(client, text="works again") == "works again"
         family = up.family()
         up.process.kill()
