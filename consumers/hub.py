@@ -58,7 +58,9 @@ class LogReader:
         self._stale = False
         self.state, entries, more = await self._log.read(self.generation, self.expected - 1, count=FIRST_PAGE)
         self._queue.extendleft(reversed(entries))
-        self._stale = more
+        # An end that isn't among them (this reader is past it, or the log went before its state) is asked for again.
+        whole = self.state is None or not self.state.ended or any(entry.end is not None for entry in entries)
+        self._stale = self._stale or more or not whole
         if self.state is None or self.state.ended:
             self._hub.remove(self)
         return self.state

@@ -52,7 +52,7 @@ async def present(call: Call, completion: Completion) -> dict[str, Any]:
         answer = await collect(follow, renderer_for(completion))
     else:
         answer = await _partial(follow)
-    merged = {"choices": [], **answer, **{k: v for k, v in body.items() if k != "choices"}}
+    merged: dict[str, Any] = {"choices": [], **answer, **{k: v for k, v in body.items() if k != "choices"}}
     if "usage" not in merged:
         merged |= await _counted(call, completion)
     return merged

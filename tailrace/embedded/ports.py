@@ -7,9 +7,6 @@ import socket
 
 from tailrace.embedded.options import StackError
 
-#: Ports tried from the preferred one on, before any port will do.
-NEIGHBOURS = 20
-
 
 def check(host: str, port: int) -> None:
     """Raises StackError with what to change unless ``host:port`` can be listened on."""
@@ -28,18 +25,21 @@ def check(host: str, port: int) -> None:
         raise StackError(why) from None
 
 
-def pick(preferred: int, taken: set[int], host: str = "127.0.0.1") -> int:
-    """A free port: the preferred one, one close behind it, or any (0: any at once). It is added to ``taken``."""
-    close = range(preferred, min(preferred + NEIGHBOURS, 65536)) if preferred else ()
-    for port in (*close, 0):
+def pick(preferred: int | None, taken: set[int], host: str = "127.0.0.1") -> int:
+    """A free port: the preferred one if it can be had, else one that the system chooses; added to ``taken``.
+
+    Well-known first choices would make stacks that start at the same time race for them.
+    """
+    for port in (preferred or 0, 0, 0, 0):
         if port in taken:
             continue
         try:
             found = _bind(host, port)
         except OSError:
             continue
-        taken.add(found)
-        return found
+        if found not in taken:
+            taken.add(found)
+            return found
     raise StackError(f"no free port on {host}")
 
 

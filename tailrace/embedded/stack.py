@@ -20,9 +20,6 @@ from tailrace.embedded.process import Guardian, Part
 from tailrace.embedded.supervisor import Supervisor, together
 from tailrace.errors import NotConfigured
 
-#: Where the search for a free port begins.
-VALKEY_PORT, MODEL_PORT, FLOWER_PORT = 6390, 8081, 5555
-
 
 class EmbeddedStack:
     """Everything that is not configured elsewhere, from Valkey to Flower, as child processes.
@@ -73,7 +70,7 @@ class EmbeddedStack:
         lock = await self._exit.enter_async_context(home.locked(self.home))
         last = _last_connection(self.home)
         ports.check(options.host, options.port)
-        port = options.port or ports.pick(0, set(), options.host)
+        port = options.port or ports.pick(None, set(), options.host)
         taken = {port}
         model_port = self._model_port(taken)
         self.providers = providers.choose(self.home, given.get("TAILRACE_PROVIDERS"), model_port)
@@ -116,7 +113,7 @@ class EmbeddedStack:
         if not self._options.local_model:
             return None
         local_model.model_file()
-        return ports.pick(providers.local_port(self.home) or MODEL_PORT, taken)
+        return ports.pick(providers.local_port(self.home), taken)
 
     async def _supervise(self, lock: int) -> Supervisor:
         """A supervisor, and a guardian for it; both are stopped with the stack."""
@@ -157,12 +154,12 @@ class EmbeddedStack:
     def _own_redis_url(self, taken: set[int]) -> str:
         """The bundled Valkey's URL; port and password are those of the last time where that is possible."""
         old = valkey.read_config(self.home)
-        port = ports.pick(int(old["port"]) if old.get("port", "").isdigit() else VALKEY_PORT, taken)
+        port = ports.pick(int(old["port"]) if old.get("port", "").isdigit() else None, taken)
         return f"redis://:{old.get('requirepass') or secrets.token_urlsafe(24)}@127.0.0.1:{port}/0"
 
     def _flower_url(self, last: Connection | None, taken: set[int]) -> str:
         old = urlsplit(last.flower_url if last else "")
-        port = ports.pick(old.port or FLOWER_PORT, taken)
+        port = ports.pick(old.port, taken)
         return f"http://{FLOWER_USER}:{old.password or secrets.token_urlsafe(16)}@127.0.0.1:{port}"
 
     def _database_url(self) -> str:

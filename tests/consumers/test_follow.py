@@ -17,7 +17,7 @@ from schemas.errors import Conflict, Failure, GenerationFailed, NotFound
 from schemas.states import State
 from stores.chunklog import PAGE
 from stores.scripts import Batch
-from tests.support.generations import HEAD, accepted, batch, ended, texts
+from tests.support.generations import accepted, batch, ended, texts
 from tests.support.house import House, chunks, items, numbered
 from tests.support.properties import examples
 from tests.support.waiting import until
@@ -55,10 +55,8 @@ steps = st.lists(
 
 @examples(25)
 @given(steps=steps, settled=st.booleans())
-async def test_readers_agree(
-    house: House, steps: list[tuple[int, float | None, int]], settled: bool
-) -> None:
-    """One who was there first, those who join while it is written, from any index, and one who comes late: all agree."""
+async def test_readers_agree(house: House, steps: list[tuple[int, float | None, int]], settled: bool) -> None:
+    """Whoever was there first, joins while it is written, at any index, or comes late: all read the same."""
     record = accepted()
     reader = await house.followers.prepare(record.id)
     await house.room.accept(record)
@@ -125,7 +123,12 @@ async def test_what_belongs_to_the_completion(each_house: House) -> None:
 
 async def test_long_logs_from_the_books(each_house: House) -> None:
     """After the keys' time a long log comes from SQL, the same from every index; odd texts included."""
-    odd = [b'"\\ud83d"', b'"\\u0000"', b'[{"index":0,"delta":{"n":123456789012345678901234567890}}]', b'~"why"']
+    odd = [
+        b'"\\ud83d"',
+        b'"\\u0000"',
+        b'[{"index":0,"delta":{"n":123456789012345678901234567890}}]',
+        b'~"why"',
+    ]
     log = [*odd, *texts(len(odd), 2 * PAGE + 40)]
     generation = await each_house.room.finished(log, size=7)
     from_redis = await items(await each_house.open(generation))
@@ -220,14 +223,16 @@ async def test_a_deleted_completion(each_house: House) -> None:
 
 
 async def test_places_that_are_not_there_yet(house: House) -> None:
-    """An index past the tail of an unfinished log is a conflict that says which is the last; the tail itself is fine."""
+    """An index past the tail of an unfinished log is a conflict that names the last one; the tail itself is fine."""
     generation = await house.room.accept()
     with pytest.raises(Conflict, match="Index 0 does not exist yet: the last one so far is -1"):
         await house.open(generation, 0)
     await house.room.claim(generation)
     await house.write(generation, [3])
     for after in (3, 4, 10**12):
-        with pytest.raises(Conflict, match=f"Index {after} does not exist yet: the last one so far is 2") as no:
+        with pytest.raises(
+            Conflict, match=f"Index {after} does not exist yet: the last one so far is 2"
+        ) as no:
             await house.open(generation, after)
         assert (no.value.code, no.value.param) == ("index_out_of_range", "x-last-chunk-index")
     await until(lambda: house.channels() == [])
@@ -270,9 +275,7 @@ FAILURE = Failure("provider_error", "Too many.", "rate_limit", "model", 429, 429
         ),
     ],
 )
-async def test_ends_that_are_not_whole(
-    each_house: House, record: dict[str, Any], failure: Failure
-) -> None:
+async def test_ends_that_are_not_whole(each_house: House, record: dict[str, Any], failure: Failure) -> None:
     """Live, late and from the books a reader gets the chunks there are, and then the very same failure."""
     generation = await each_house.room.running()
 
@@ -495,8 +498,3 @@ async def test_a_reader_who_looks_again_and_again(house: House) -> None:
     await writing
     assert got == numbered(0, 120)
     follow.close()
-
-
-def test_the_head_of_the_tests() -> None:
-    """The head that the tests write says what they look for in chunks."""
-    assert msgspec.json.decode(HEAD)["top"] == {"system_fingerprint": "fp"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import redis
@@ -59,7 +59,7 @@ def contents(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
 
 def ttl(client: redis.Redis, key: str) -> int:
     """In milliseconds; -1 is none."""
-    return cast("int", client.pttl(key))
+    return client.pttl(key)
 
 
 class Crash(Exception):
@@ -278,7 +278,11 @@ async def test_one_who_no_longer_leads(
     """Whose lock went to another while it wrote may not settle: records stay, keys too, for the new leader."""
     generation = await space.finished(texts(0, 3))
     slow = Watched(engine)
-    slow.after = lambda: redis_client.set(KEYS.lock(ROLE), "other", px=60_000) and None
+
+    def taken() -> None:
+        redis_client.set(KEYS.lock(ROLE), "other", px=60_000)
+
+    slow.after = taken
     one, other = ledger_of(space.redis, slow), ledger_of(space.redis, books, token="other")
     assert await one.lead(0)
     assert not await other.lead(0)
@@ -305,7 +309,9 @@ async def test_two_who_drain_at_once(space: Room, engine: Engine, redis_client: 
     assert ledger(redis_client, KEYS) == []
 
 
-async def test_a_log_that_is_gone(space: Room, leader: Ledger, books: Books, redis_client: redis.Redis) -> None:
+async def test_a_log_that_is_gone(
+    space: Room, leader: Ledger, books: Books, redis_client: redis.Redis
+) -> None:
     """A record whose generation Redis lost is entered all the same, without a text."""
     generation = await space.finished(texts(0, 2))
     await space.log.drop(generation)

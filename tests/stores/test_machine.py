@@ -331,7 +331,7 @@ class Life(RuleBasedStateMachine):
         }
 
     def follows_the_rules(self, log: list[Entry], model: Model) -> None:
-        """As readers understand the log, whatever the model says: each index once, from 0 on, and nothing after the end."""
+        """As readers understand the log, whatever the model says: each index once, from 0 on, nothing after the end."""
         at = 0
         for place, (entry_id, fields) in enumerate(log):
             last, kind = map(int, entry_id.split("-"))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -80,7 +80,7 @@ class House:
 
     def channels(self) -> list[str]:
         """The sharded channels that anybody is subscribed to."""
-        return [str(name) for name in self.client.execute_command("PUBSUB", "SHARDCHANNELS")]
+        return cast("list[str]", self.client.execute_command("PUBSUB", "SHARDCHANNELS"))
 
 
 @asynccontextmanager

@@ -137,7 +137,9 @@ def plan(order_json: bytes, model: str, n: int, stream: bool, include_usage: boo
         framed = [b"".join(step) for step in steps]
     else:
         fields["transfer-encoding"] = "chunked"
-        framed = [b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in step if event) for step in steps]
+        framed = [
+            b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in step if event) for step in steps
+        ]
         if ending == "complete":
             framed.append((framed.pop() if framed else b"") + b"0\r\n\r\n")
     return Plan(
