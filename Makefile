@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+JOBS   ?= 3
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -23,8 +24,8 @@ run: setup  ## the tour: a real model on the CPU, questions through the queue, a
 up: setup  ## the whole stack, with a local model, until Ctrl-C
 	@$(BIN)/tailrace up --local-model $(ARGS)
 
-test: setup  ## every test that needs no system package; ARGS="-k resume" narrows it
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## every test that needs no system package; ARGS="-k resume" narrows it, JOBS=0 takes one process
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-system: setup  ## the tests that need Chromium and redis-server
 	@$(BIN)/python -m pytest -m system $(ARGS)

@@ -16,6 +16,7 @@ from typing import Any
 import hiredis
 
 from schemas.errors import Unavailable
+from schemas.keys import partition_in
 from stores.chunklog import ChunkLog, Entry, LogState, parse_message
 from stores.redis import RETRY_FIRST, RETRY_LAST, Node, Redis
 from stores.wire import Wire, WireError
@@ -162,12 +163,18 @@ class _Channels:
     """The subscriptions on one node."""
 
     def __init__(
-        self, redis: Redis, node: Node, message: Callable[[bytes, bytes], None], lost: Callable[[], None]
+        self,
+        redis: Redis,
+        node: Node,
+        message: Callable[[bytes, bytes], None],
+        lost: Callable[[], None],
+        moved: Callable[[], None],
     ):
         self._redis = redis
         self._node = node
         self._message = message
         self._lost = lost
+        self._moved = moved
         self._wire: Wire | None = None
         self._opening = asyncio.Lock()
         self._confirmed: set[str] = set()
@@ -180,7 +187,7 @@ class _Channels:
         async with self._opening:
             if self._wire is None or self._wire.closed:
                 wire = await self._redis.channel_wire(self._node, self._on_push, self._on_lost)
-                asked = set(self.channels)
+                asked = self.channels - self.strays()
                 try:
                     for channel in asked:
                         wire.push_command("SSUBSCRIBE", channel)
@@ -214,6 +221,17 @@ class _Channels:
             wire.close()
             raise WireError(f"subscribing failed: {error}") from None
 
+    def strays(self) -> set[str]:
+        """Channels whose partition is on another node by now; one of them would spoil every new connection."""
+        if not self._redis.cluster:
+            return set()
+        return {c for c in self.channels if self._redis.node(partition_in(c)) is not self._node}
+
+    def forget(self, channel: str) -> None:
+        """A channel that has left the node, which has dropped the subscription itself."""
+        self.channels.discard(channel)
+        self._confirmed.discard(channel)
+
     def unsubscribe(self, channel: str) -> None:
         self.channels.discard(channel)
         self._confirmed.discard(channel)
@@ -227,6 +245,9 @@ class _Channels:
     def _on_push(self, push: list[Any]) -> None:
         if push[0] == b"smessage":
             self._message(push[1], push[2])
+        elif push[0] == b"sunsubscribe" and push[1].decode() in self._confirmed:
+            self.forget(push[1].decode())  # not our doing: its slot has moved
+            self._moved()
 
     def _on_lost(self, wire: Wire) -> None:
         if wire is self._wire:
@@ -243,6 +264,7 @@ class Hub:
         self._readers: dict[bytes, set[LogReader]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._listeners: dict[bytes, Callable[[bytes], None]] = {}
+        self._looking: asyncio.Task[None] | None = None
         self._closed = False
 
     def reader(self, generation: str, after: int) -> LogReader:
@@ -281,6 +303,7 @@ class Hub:
                     raise Unavailable(f"Redis is not available: {error}") from error
                 await asyncio.sleep(pause)
                 pause *= 2
+                await self._redis.refresh()
 
     def remove(self, reader: LogReader) -> None:
         if not reader.active:
@@ -301,6 +324,8 @@ class Hub:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
+        if self._looking is not None:
+            self._looking.cancel()
         for channels in self._channels.values():
             channels.close()
 
@@ -313,7 +338,7 @@ class Hub:
         channels = self._channels.get(node)
         if channels is None:
             channels = self._channels[node] = _Channels(
-                self._redis, node, self._message, lambda: self._poke_all(node)
+                self._redis, node, self._message, lambda: self._poke_all(node), self._look
             )
         return channels
 
@@ -342,6 +367,36 @@ class Hub:
                 if self._redis.node(self._redis.partition(reader.generation)) is node:
                     reader.poke(now)
 
+    def _look(self) -> None:
+        """A partition has moved: find out where to, and follow it."""
+        if not self._closed and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().create_task(self._go_along())
+
+    async def _go_along(self) -> None:
+        await self._redis.refresh()
+        await self._follow_moves()
+
+    async def _follow_moves(self) -> None:
+        """Leave nodes that have left the cluster, and look for the channels of partitions that moved on other nodes."""
+        nodes = self._redis.nodes()
+        for node, channels in list(self._channels.items()):
+            for channel in channels.strays():
+                channels.forget(channel)
+            if node not in nodes:
+                del self._channels[node]
+                channels.close()
+        now = asyncio.get_running_loop().time()
+        for channel in list(self._listeners):
+            name = channel.decode()
+            if name not in self._on(partition_in(name)).channels:
+                with contextlib.suppress(Unavailable):
+                    await self._subscribe(partition_in(name), name)
+        for channel, readers in self._readers.items():
+            name = channel.decode()
+            if name not in self._on(partition_in(name)).channels:
+                for reader in readers:
+                    reader.poke(now)
+
     async def _sweep(self) -> None:
         """Wakes readers of silent logs, and brings back the connections that only listeners use."""
         while True:
@@ -351,6 +406,8 @@ class Hub:
                 for reader in readers:
                     if now - reader.heard > SILENCE:
                         reader.poke(now)
+            if self._redis.cluster:
+                await self._follow_moves()
             for channels in list(self._channels.values()):
                 if channels.channels:
                     with contextlib.suppress(WireError, hiredis.ReplyError):

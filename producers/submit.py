@@ -34,6 +34,8 @@ LATE_PAUSES = (0.5, 1, 2, 4, 8, 16, 32)
 IDEMPOTENCY_TTL = 24 * 3600
 #: How long after its end a generation can be found by its fingerprint, in milliseconds.
 FINGERPRINT_WINDOW_MS = 3600 * 1000
+#: Generations of one fingerprint that are looked at together, newest first; and how many are looked up in SQL at most.
+FINGERPRINT_PAGE, FINGERPRINT_BOOKS = 32, 64
 #: How long the index of a fingerprint stays after its newest generation was accepted, in milliseconds.
 FINGERPRINT_TTL_MS = 4 * FINGERPRINT_WINDOW_MS
 
@@ -150,9 +152,13 @@ class Submitter:
             beside.append(self._index(caller, digest, completion_id))
         if prepare is not None:
             beside.append(prepare(completion_id))
+        tasks = [asyncio.ensure_future(awaitable) for awaitable in beside]
         try:
-            await asyncio.gather(accepting, *beside)
+            await asyncio.gather(accepting, *tasks)
         except Exception:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # what they hold is known to the caller then
             await self._take_back(accepting, record, retryable=reservation is not None)
             raise
         accepted = accepting.result()
@@ -175,7 +181,7 @@ class Submitter:
         """The caller is told that nothing was kept, and no message is put: what was accepted must not wait for one."""
         try:
             if (await accepting).fresh:
-                await self._scripts.cancel(never_ran(record), record.queue)
+                await self._undo(record)
         except Unavailable:
             # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it.
             if not retryable:
@@ -188,7 +194,7 @@ class Submitter:
         for pause in LATE_PAUSES:
             await asyncio.sleep(pause)
             with contextlib.suppress(Unavailable):
-                if await self._scripts.cancel(never_ran(record), record.queue) != "gone":
+                if await self._undo(record) != "gone":
                     return
 
     async def _put(self, record: Accepted, accepted: AcceptResult) -> None:
@@ -197,11 +203,18 @@ class Submitter:
         except Unavailable:
             if accepted.fresh:
                 # Nothing of it has started: taken back, so that the caller may safely ask again.
-                await self._scripts.cancel(never_ran(record), record.queue)
+                await self._undo(record)
             raise
         with contextlib.suppress(Unavailable):
             # The message is out, so the work is accepted; what is left in the outbox is put once more, for nothing.
             await self._scripts.published(record.id)
+
+    async def _undo(self, record: Accepted) -> str:
+        """Cancel what its caller was never told of, so that resuming by fingerprint doesn't find it either."""
+        name = scoped_digest(record.tenant, record.end_user, record.fingerprint)
+        keys = self._redis.keys(name)
+        await self._redis.command(keys.partition, "ZREM", keys.fingerprint(name), record.id)
+        return await self.cancel(record)
 
     async def cancel(self, record: Accepted) -> str:
         """Cancel a completion's generation: 'cancelled', 'cancelling', 'ended' or 'gone'."""
@@ -229,12 +242,16 @@ class Submitter:
         name = scoped_digest(caller.tenant, caller.end_user, digest)
         keys = self._redis.keys(name)
         members: list[bytes] = await self._redis.command(
-            keys.partition, "ZRANGE", keys.fingerprint(name), 0, -1
+            keys.partition, "ZRANGE", keys.fingerprint(name), 0, -1, "REV"
         )
         now_s, _ = await self._redis.command(keys.partition, "TIME")
         oldest = int(now_s) * 1000 - FINGERPRINT_WINDOW_MS
-        found = await asyncio.gather(*(self._runs_or_ended(m.decode(), oldest) for m in members))
-        alive = [completion_id for completion_id in found if completion_id is not None]
+        alive: list[str] = []
+        for at in range(0, len(members), FINGERPRINT_PAGE):
+            page = [member.decode() for member in members[at : at + FINGERPRINT_PAGE]]
+            alive += await self._run_or_ended(page, oldest, books=at < FINGERPRINT_BOOKS)
+            if len(alive) > 1:
+                break
         if not alive:
             raise NotFound(
                 "Nothing to resume: no equal request runs or ended within the last hour. Send x-completion-id to "
@@ -242,7 +259,7 @@ class Submitter:
             )
         if len(alive) > 1:
             raise Conflict(
-                f"{len(alive)} equal requests match: send x-completion-id to say which one to resume.",
+                "Several equal requests match: send x-completion-id to say which one to resume.",
                 param="x-completion-id",
                 code="ambiguous_resume",
             )
@@ -250,17 +267,21 @@ class Submitter:
 
     # Inside
 
-    async def _runs_or_ended(self, generation: str, oldest_ms: int) -> str | None:
-        """The generation, if it runs or has ended since then; None for a deleted one too."""
-        state = await self._log.state(generation)
-        if state is not None:
-            ended_ms = state.ended_ms
-        else:  # its log's time in Redis is over
-            row = await asyncio.to_thread(self._books.completion, generation)
-            if row is None:
-                return None
-            ended_ms = row.ended_ms
-        return generation if ended_ms is None or ended_ms >= oldest_ms else None
+    async def _run_or_ended(self, generations: list[str], oldest_ms: int, *, books: bool) -> list[str]:
+        """Those that run or have ended since then, and are not deleted. ``books``: whose log has left Redis, too."""
+        states = await asyncio.gather(*(self._log.state(generation) for generation in generations))
+        found: list[str] = []
+        for generation, state in zip(generations, states, strict=True):
+            if state is not None:
+                ended_ms = state.ended_ms
+            else:
+                row = await asyncio.to_thread(self._books.completion, generation) if books else None
+                if row is None:
+                    continue
+                ended_ms = row.ended_ms
+            if ended_ms is None or ended_ms >= oldest_ms:
+                found.append(generation)
+        return found
 
     @staticmethod
     def _fingerprint(caller: Caller, resolved: Resolved, params: dict[str, Any], sample: int | None) -> str:

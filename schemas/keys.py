@@ -71,6 +71,11 @@ class Keys:
         return f"{self.prefix}fp:{digest}"
 
 
+def partition_in(name: str) -> int:
+    """The partition in the name of one of our keys or channels."""
+    return int(name[name.index("{p") + 2 : name.index("}")])
+
+
 def scoped_digest(*parts: str | None) -> str:
     """A key name for a tuple of strings: no two different tuples share one, and nothing of them can be read in it."""
     h = hashlib.sha256()

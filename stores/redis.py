@@ -234,9 +234,13 @@ class Redis:
                     raise Unavailable(f"Redis is not available: {error}") from error
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, RETRY_LAST)
-                if self.cluster:
-                    with contextlib.suppress(WireError, OSError, hiredis.ReplyError):
-                        await self._refresh()
+                await self.refresh()
+
+    async def refresh(self) -> None:
+        """Learn where a cluster's partitions are by now; nothing changes where nobody answers."""
+        if self.cluster:
+            with contextlib.suppress(WireError, hiredis.ReplyError):
+                await self._refresh()
 
     async def _refresh(self, wire: Wire | None = None) -> None:
         """Ask a node of the cluster which node has which slots, once for all who want to know at the same time."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from tests.support.api import Api, anybody, error_of
+from tests.support.api import Api, anybody, error_of, ordered
+from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
@@ -59,6 +60,24 @@ def test_without_valkey_it_is_not_ready_and_accepts_nothing(stack_on_postgres: S
             assert error_of(answer)["code"] == "unavailable"
         wait_until(lambda: api.get("/readyz").status_code == 200, what="ready again")
         wait_until(lambda: api.plain().status_code == 200, what="answers again")
+
+
+def test_without_its_broker_it_accepts_nothing(api: Api, stack: Stack) -> None:
+    """503, and what was begun is undone: the same request elsewhere is the only one of its kind."""
+    port = free_port()
+    stack.add_gateway("brokerless", port, TAILRACE_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0")
+    with Api(f"http://127.0.0.1:{port}", api.api_key, tenant=api.tenant, backend=api.backend) as other:
+        for key in ({}, {"Idempotency-Key": "k"}):
+            answer = other.plain(api.tenant, headers=key)
+            assert answer.status_code == 503
+            assert error_of(answer)["code"] == "unavailable"
+            assert "retry-after" in answer.headers
+    stack.remove("brokerless")
+    assert not api.provider_requests(api.tenant)
+    whole = api.seed(api.tenant, headers={"Idempotency-Key": "k"})
+    assert whole.text == ordered()
+    assert api.seed(api.tenant, headers={"x-last-chunk-index": "-1"}).frames == whole.frames
+    assert len(api.provider_requests(api.tenant)) == 1
 
 
 def test_without_its_database_it_is_not_ready(stack_on_postgres: Stack) -> None:

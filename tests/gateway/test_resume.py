@@ -162,15 +162,15 @@ def test_nothing_to_resume_is_404_and_starts_nothing(api: Api) -> None:
 
 def test_several_equal_requests_are_ambiguous(api: Api) -> None:
     """409 names the header to send; with it the answer is there."""
-    ids = [api.seed(api.tenant, user=str(n)).id for n in range(3)]
+    ids = [api.seed(api.tenant, user=str(n)).id for n in range(40)]
     answer = api.post(SEED, json=asking(api.tenant), headers={LAST: "-1"})
     assert answer.status_code == 409
     assert error_of(answer)["param"] == "x-completion-id"
     assert "x-completion-id" in error_of(answer)["message"]
-    for completion_id in ids:
+    for completion_id in (ids[0], ids[-1]):
         again = api.seed(api.tenant, headers={LAST: "8", "x-completion-id": completion_id})
         assert again.id == completion_id
-    assert len(api.provider_requests(api.tenant)) == 3
+    assert len(api.provider_requests(api.tenant)) == len(ids)
 
 
 def test_the_fingerprint_leaves_out_what_does_not_change_the_answer(api: Api) -> None:

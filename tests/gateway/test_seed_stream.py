@@ -98,7 +98,7 @@ def test_error_text_is_one_json_string_whatever_is_in_it(api: Api) -> None:
     """Line feeds, quotes and characters beyond ASCII can't break the frame."""
     message = 'Zeile\n\ndata: "fälschung"\r\n水\u2028'
     whole = api.seed(fake={"status": 400, "error": {"message": message, "code": "weird"}})
-    assert whole.error == f"weird: {message}"
+    assert whole.error == f"weird: {message} (provider status 400)"
 
 
 def test_what_fails_before_acceptance_is_an_http_error(api: Api) -> None:

@@ -67,7 +67,7 @@ class TestReading:
             stored = api.stored(whole.id)
             assert (stored["status"], stored["choices"]) == ("failed", [])
             assert stored["error"]["message"] == "bad"
-            assert api.follow(whole.id).error == "c: bad"
+            assert api.follow(whole.id).error == "c: bad (provider status 400)"
             each_stack.forget(whole.id)
 
     def test_what_is_not_stored_is_gone_with_its_log(self, each_stack: Stack, each_api: Api) -> None:
@@ -82,6 +82,15 @@ class TestReading:
         (row,) = stack.settled(whole.id)
         assert row.usage is not None
         assert stack.books.stored_log(whole.id) is None
+
+    def test_its_log_stays_in_redis_for_an_hour(self, api: Api, stack: Stack) -> None:
+        """Once it is settled, and not before."""
+        completion_id = api.seed().id
+        stack.settled(completion_id)
+        keys = Keys(0)
+        for name in (keys.gen(completion_id), keys.log(completion_id)):
+            wait_until(lambda n=name: int(stack.redis.pttl(n)) > 0, what="TTL")
+            assert 3_500_000 < int(stack.redis.pttl(name)) <= 3_600_000
 
     @pytest.mark.parametrize(
         "id", ["chatcmpl-" + "0" * 32, "nonsense", "chatcmpl-", "%00", "..%2f..", "ü", "x" * 4000]
