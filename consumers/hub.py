@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +178,7 @@ class _Channels:
         self._wire: Wire | None = None
         self._opening = asyncio.Lock()
         self._confirmed: set[str] = set()
+        self._left: Counter[str] = Counter()  # what we have unsubscribed from and not yet heard so
         self.channels: set[str] = set()
 
     async def wire(self) -> Wire:
@@ -197,6 +198,7 @@ class _Channels:
                     raise
                 for channel in asked - self.channels:  # those whose last reader left meanwhile
                     wire.push_command("SUNSUBSCRIBE", channel)
+                self._left = Counter(asked - self.channels)
                 self._wire, self._confirmed = wire, asked & self.channels
             return self._wire
 
@@ -236,6 +238,7 @@ class _Channels:
         self.channels.discard(channel)
         self._confirmed.discard(channel)
         if self._wire is not None and not self._wire.closed:
+            self._left[channel] += 1
             self._wire.push_command("SUNSUBSCRIBE", channel)
 
     def close(self) -> None:
@@ -245,8 +248,14 @@ class _Channels:
     def _on_push(self, push: list[Any]) -> None:
         if push[0] == b"smessage":
             self._message(push[1], push[2])
-        elif push[0] == b"sunsubscribe" and push[1].decode() in self._confirmed:
-            self.forget(push[1].decode())  # not our doing: its slot has moved
+        elif push[0] == b"sunsubscribe":
+            self._on_left(push[1].decode())
+
+    def _on_left(self, channel: str) -> None:
+        if self._left[channel] > 1:
+            self._left[channel] -= 1
+        elif not self._left.pop(channel, 0):  # not our doing: its slot has moved
+            self.forget(channel)
             self._moved()
 
     def _on_lost(self, wire: Wire) -> None:

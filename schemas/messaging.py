@@ -17,6 +17,8 @@ from schemas.states import Queue
 GENERATE = "tailrace.generate"
 #: Periodic house-keeping, sent by Celery beat.
 HOUSEKEEPING = "tailrace.housekeeping"
+#: The outcome of a generate task that came to a process that is to stop: the message is for another one.
+STOPPING = "stopping"
 
 #: What a Redis broker's keys begin with.
 BROKER_PREFIX = "tailrace:{p0}:broker:"

@@ -7,16 +7,18 @@ flow on the process's own asyncio loop (``workers/runtime.py``).
 from __future__ import annotations
 
 import logging
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from celery import Celery
 
-from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
+from schemas.messaging import GENERATE, HOUSEKEEPING, STOPPING, WakeUp, celery_config
 from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
-from workers.runtime import STOPPING, Runtime
 from workers.steps import QuietConsumerStep, RuntimeStep
+
+if TYPE_CHECKING:
+    from workers.runtime import Runtime
 
 log = logging.getLogger("tailrace.worker")
 

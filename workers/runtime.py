@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from consumers.hub import Hub
 from schemas.errors import Failure
+from schemas.messaging import STOPPING
 from schemas.settings import Settings
 from stores.books import Books
 from stores.config import read_providers
@@ -36,8 +37,6 @@ SWITCH_INTERVAL = 0.0002
 GRACE = 4.0
 #: How long they may then take to say so in Redis, in seconds; a lease that runs out says it for those that can't.
 LAST_WORDS = 5.0
-#: What becomes of a message that comes once the process is to stop.
-STOPPING = "stopping"
 
 
 class Runtime:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sys
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 
 from schemas.errors import TailraceError
 from schemas.settings import Settings
-from workers.runtime import Runtime
+
+if TYPE_CHECKING:
+    from workers.runtime import Runtime
 
 #: How long task events are gathered before they are published, in seconds.
 EVENTS_PAUSE = 0.25
@@ -30,6 +32,8 @@ class RuntimeStep(bootsteps.StartStopStep):
         self._runtime: Runtime | None = None
 
     def start(self, parent: Any) -> None:
+        from workers.runtime import Runtime  # beat and Flower load this app too, and need none of it
+
         try:
             self._runtime = Runtime(Settings())
             self._runtime.start()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
@@ -51,6 +52,15 @@ def move(valkey_cluster: ValkeyCluster, cluster_url: str) -> Iterator[Move]:
         carry(partition, target, source)
 
 
+@asynccontextmanager
+async def hub_of(space: Room) -> AsyncGenerator[Hub]:
+    hub = Hub(space.redis)
+    try:
+        yield hub
+    finally:
+        await hub.close()
+
+
 async def read(reader: LogReader) -> list[bytes]:
     """All items to the end, which must follow each other."""
     found: list[bytes] = []
@@ -75,12 +85,16 @@ def beside(space: Room, generation: str) -> str:
 async def test_a_partition_moves_under_its_writer_and_readers(
     cluster_url: str, valkey_cluster: ValkeyCluster, move: Move
 ) -> None:
-    """While a log is written and read its partition moves: no append is lost, and no reader waits or misses a chunk."""
-    async with room(cluster_url) as space, room(valkey_cluster.nodes[1].url) as elsewhere:
+    """While a log is written and read its partition moves: no append is lost, and no reader waits or misses any."""
+    async with (
+        room(cluster_url) as space,
+        room(valkey_cluster.nodes[1].url) as elsewhere,
+        hub_of(space) as near,
+        hub_of(elsewhere) as far,
+    ):
         generation = await space.running()
         neighbour = await space.running(accepted(beside(space, generation)))
-        hubs = [Hub(space.redis), Hub(elsewhere.redis)]
-        readers = [hub.reader(id, -1) for hub in hubs for id in (generation, neighbour)]
+        readers = [hub.reader(id, -1) for hub in (near, far) for id in (generation, neighbour)]
         for reader in readers:
             await reader.open()
         readings = [asyncio.create_task(read(reader)) for reader in readers]
@@ -100,15 +114,12 @@ async def test_a_partition_moves_under_its_writer_and_readers(
             assert await space.scripts.end(ended(id), 1, batch(tail)) is EndResult.ENDED
         async with asyncio.timeout(4):
             assert await asyncio.gather(*readings) == [texts(0, tail + 1)] * 4
-        for hub in hubs:
-            await hub.close()
 
 
 async def test_cancels_are_heard_where_a_partition_moves_to(cluster_url: str, move: Move) -> None:
     """A worker that listens for cancels hears them from the new node, soon after the move."""
-    async with room(cluster_url) as space:
-        heard: list[bytes] = []
-        hub = Hub(space.redis)
+    heard: list[bytes] = []
+    async with room(cluster_url) as space, hub_of(space) as hub:
         for keys in space.redis.keyspace:
             await hub.listen(keys.partition, keys.control, heard.append)
         generation = await space.running()
@@ -120,4 +131,3 @@ async def test_cancels_are_heard_where_a_partition_moves_to(cluster_url: str, mo
 
         await until(told, 4)
         assert set(heard) == {f"cancel {generation} 1".encode()}
-        await hub.close()

@@ -224,12 +224,19 @@ class Stack:
             self._ready(before + 1)
         return part
 
+    @contextmanager
+    def worker(self, name: str, queue: str, concurrency: int) -> Generator[Part]:
+        """One more worker process, killed at the end if it still lives."""
+        part = self.add_worker(name, queue, concurrency)
+        try:
+            yield part
+        finally:
+            self.remove(name, signal.SIGKILL)
+
     def workers_up(self) -> int:
-        """Worker processes whose loop listens to the control channel."""
-        channel = Keys(0).control
-        answer: Any = self.redis.execute_command("PUBSUB", "SHARDNUMSUB", channel)
-        # redis-py makes a dict of it, or leaves the list as it is.
-        return int(answer[channel] if isinstance(answer, dict) else answer[1])
+        """Worker processes that take messages: just before, Celery subscribes to its own control channel."""
+        clients: Any = self.redis.client_list(_type="pubsub")
+        return sum(client["psub"] != "0" for client in clients)
 
     def _ready(self, workers: int) -> None:
         def ready() -> bool:

@@ -67,17 +67,16 @@ def test_one_process_carries_hundreds_of_streams_at_once(api: Api, stack: Stack)
 class TestKilled:
     def test_readers_of_a_killed_worker_get_an_end(self, api: Api, stack: Stack) -> None:
         """Within its lease and a margin, with what was said; streams of other workers go on; nobody hangs."""
-        victim = stack.add_worker("victim", "interactive", 50)
         ids: list[str] = []
         lost: list[str] = []
-        while len(lost) < 3:
-            ids.append(api.background(fake={"chunks": 200, "interval_ms": 30}))
-            wait_until(lambda: "worker" in stack.state(ids[-1]), what="claim")
-            if stack.worker_of(ids[-1]) is victim:
-                lost.append(ids[-1])
-            assert len(ids) < 100
-        wait_until(lambda: all(int(stack.state(i)["next"]) > 0 for i in lost), what="first chunks")
-        stack.remove("victim", signal.SIGKILL)
+        with stack.worker("victim", "interactive", 50) as victim:
+            while len(lost) < 3:
+                ids.append(api.background(fake={"chunks": 200, "interval_ms": 30}))
+                wait_until(lambda: "worker" in stack.state(ids[-1]), what="claim")
+                if stack.worker_of(ids[-1]) is victim:
+                    lost.append(ids[-1])
+                assert len(ids) < 100
+            wait_until(lambda: all(int(stack.state(i)["next"]) > 0 for i in lost), what="first chunks")
         killed = time.monotonic()
         for completion_id in lost:
             whole = api.follow(completion_id)
