@@ -110,8 +110,11 @@ class Follow:
         row = await asyncio.to_thread(self._books.completion, self.completion.id)
         if row is None or row.ended_ms is None:
             raise NotFound(f"The completion '{self.completion.id}' is gone.")
+        completion = from_books(row)
+        if completion.base > self.expected:
+            raise Restarted(completion.base)
         stored = await asyncio.to_thread(self._books.stored_log, self.completion.generation)
-        return self._stored_entries(from_books(row), stored)
+        return self._stored_entries(completion, stored)
 
     def _stored_entries(self, completion: Completion, stored: StoredLog | None) -> list[Entry]:
         """What the books have after this reader's place, with the end. Raises NotFound where no text is kept."""
