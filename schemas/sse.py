@@ -83,7 +83,8 @@ class SSEParser:
             elif line == b"data":
                 data.append(b"")
                 self._size += 1
-        self._check()
+        if rest or data:
+            self._check()
         return events
 
     def close(self) -> list[bytes]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import hiredis
+
 from schemas.codec import ChunkEncoder
 from schemas.errors import TailraceError
 from stores.scripts import Append, Batch, Claim, Scripts
@@ -149,7 +151,7 @@ class Appender:
                 appends = [(w.generation, w.attempt, w.departed()) for w in writers]
                 try:
                     codes = await self._scripts.append_all(partition, appends)
-                except TailraceError as error:
+                except (TailraceError, hiredis.ReplyError) as error:
                     for writer in writers:
                         writer.arrived(error)
                 else:
