@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import hiredis
-
 from schemas.codec import ChunkEncoder
-from schemas.errors import TailraceError
 from stores.scripts import Append, Batch, Claim, Scripts
 
 #: Bytes of one stream that may wait for Redis before its provider is no longer read.
@@ -151,7 +148,7 @@ class Appender:
                 appends = [(w.generation, w.attempt, w.departed()) for w in writers]
                 try:
                     codes = await self._scripts.append_all(partition, appends)
-                except (TailraceError, hiredis.ReplyError) as error:
+                except Exception as error:  # noqa: BLE001 (its writers wait for an answer, whatever went wrong)
                     for writer in writers:
                         writer.arrived(error)
                 else:
