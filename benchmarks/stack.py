@@ -145,6 +145,7 @@ class Stack:
     def pids(self) -> dict[str, int]:
         servers = {
             "worker": self.worker,
+            "bulk": self.bulk,
             "gateway": self.gateway,
             "valkey": self.valkey,
             "backend": self.backend,
@@ -192,6 +193,7 @@ class Stack:
         url = f"http://127.0.0.1:{port}"
         parts = Parts(self.folder, self.environment)
         self.worker = self._part(parts.worker("interactive", "interactive", CONCURRENCY, self.redis_url))
+        self.bulk = self._part(parts.worker("bulk", "bulk", CONCURRENCY, self.redis_url))
         self.gateway = self._part(parts.gateway("127.0.0.1", port, url))
         self.tailrace = Target(
             "tailrace",

@@ -223,9 +223,10 @@ def _cost(floods: Floods) -> list[Row]:
         share = floods.median("tailrace", lambda r: r.spent.system[process] / max(r.spent.cpu[process], 1e-9))
         return "" if share is None else f"{100 * share:.0f}% of it in the kernel"
 
-    ours = ("worker", "gateway", "valkey")
-    found = [row(f"CPU, {process}", "µs", cpu(process), note=kernel(process)) for process in ours]
-    found.append(row("CPU, all three", "µs", lambda r: sum(cpu(p)(r) for p in ours)))
+    ours = ("worker", "bulk", "gateway", "valkey")
+    notes = {"bulk": "the ledger and the books, which the bulk worker leads"}
+    found = [row(f"CPU, {p}", "µs", cpu(p), note=notes.get(p) or kernel(p)) for p in ours]
+    found.append(row("CPU, all of Tailrace's", "µs", lambda r: sum(cpu(p)(r) for p in ours)))
     found += [
         row(f"CPU, {process}", "µs", cpu(process), note="not Tailrace's") for process in ("backend", "client")
     ]

@@ -64,6 +64,9 @@ class Keys:
     def lock(self, role: str) -> str:
         return f"{self.prefix}lock:{role}"
 
+    def rank(self, role: str) -> str:
+        return f"{self.prefix}lock:{role}:rank"
+
     def idempotency(self, digest: str) -> str:
         return f"{self.prefix}idem:{digest}"
 

@@ -15,7 +15,7 @@ from schemas.states import Queue
 from stores.books import Books
 from stores.chunklog import ChunkLog, LogState
 from stores.redis import Redis
-from stores.scripts import Scripts
+from stores.scripts import Rank, Scripts
 
 #: The role whose lock a drain holds.
 ROLE = "ledger"
@@ -41,9 +41,9 @@ class Ledger:
             Queue.BULK.value: int(log_ttl_bulk * 1000),
         }
 
-    async def lead(self, partition: int) -> bool:
+    async def lead(self, partition: int, rank: Rank = Rank.FIRST) -> bool:
         """Become or stay the partition's leader, for ``LEADERSHIP_MS``."""
-        return await self._scripts.lead(partition, ROLE, self._token, LEADERSHIP_MS)
+        return await self._scripts.lead(partition, ROLE, self._token, LEADERSHIP_MS, rank)
 
     async def drain(self, partition: int) -> int:
         """Enter the oldest records of a partition that this process leads; how many there were, 0 where by now

@@ -81,6 +81,13 @@ class Renewal(IntEnum):
     LOST = -1
 
 
+class Rank(IntEnum):
+    """Who leads where several would."""
+
+    FIRST = 0
+    SECOND = 1
+
+
 class EndEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the last entry of a chunk log says. ``error`` is ``{code, message, type, param, status}``."""
 
@@ -273,10 +280,11 @@ class Scripts:
         keys = self.redis.keys(generation)
         return bool(await self.redis.script(keys.partition, _ANNOTATE, [keys.gen(generation)], [metadata]))
 
-    async def lead(self, partition: int, role: str, token: str, ttl_ms: int) -> bool:
+    async def lead(self, partition: int, role: str, token: str, ttl_ms: int, rank: Rank = Rank.FIRST) -> bool:
         """Become or stay the leader of a role in a partition; ``token`` names the process."""
         keys = self.redis.keyspace[partition]
-        return bool(await self.redis.script(partition, _LEAD, [keys.lock(role)], [token, ttl_ms]))
+        names = [keys.lock(role), keys.rank(role)]
+        return bool(await self.redis.script(partition, _LEAD, names, [token, ttl_ms, rank.value]))
 
     async def settle(
         self, partition: int, role: str, token: str, entries: Sequence[bytes], ttls: Mapping[str, int]

@@ -6,21 +6,17 @@ flow on the process's own asyncio loop (``workers/runtime.py``).
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, cast
 
 from celery import Celery
 
-from schemas.messaging import GENERATE, HOUSEKEEPING, STOPPING, WakeUp, celery_config
-from schemas.records import VERSION
+from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
 from schemas.settings import Settings
 from schemas.states import Queue
 from workers.steps import QuietConsumerStep, RuntimeStep
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
-
-log = logging.getLogger("tailrace.worker")
 
 #: Between runs of the periodic house-keeping, in seconds.
 HOUSEKEEPING_PERIOD = 600.0
@@ -43,14 +39,8 @@ app.steps["consumer"].add(QuietConsumerStep)
 
 @app.task(name=GENERATE)
 def generate(message: WakeUp) -> str:
-    """One attempt at one generation."""
-    if message["v"] > VERSION:
-        log.error("a message of version %s: update this worker", message["v"])
-        return "newer"
-    outcome = _runtime().generate(message["id"], message["queue"], message["seq"])
-    if outcome == STOPPING:  # taken from its queue just then: it is for the next worker
-        generate.apply_async(args=(message,), queue=message["queue"], task_id=message["id"])
-    return outcome
+    """One attempt at one generation. It has no body here: the pool puts it on the loop of the streams."""
+    raise RuntimeError(f"{message['id']} needs the pool workers.pool:TaskPool")
 
 
 @app.task(name=HOUSEKEEPING)

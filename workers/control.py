@@ -1,7 +1,8 @@
 """The control thread of a worker process: lease renewal, the ledger drain, the end of generations whose worker died.
 
 It has an event loop of its own, so nothing here waits behind streams. Each partition's ledger and lease index have one
-leader among all worker processes, by an expiring lock that fences what it does.
+leader among all worker processes, by an expiring lock that fences what it does. A worker for bulk goes before one whose
+streams somebody watches: what a leader does takes the interpreter from them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from stores.books import Books
 from stores.chunklog import ChunkLog
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
 from stores.redis import Redis
-from stores.scripts import EndResult, Renewal, Scripts
+from stores.scripts import EndResult, Rank, Renewal, Scripts
 
 log = logging.getLogger("tailrace.control")
 
@@ -46,12 +47,14 @@ class Control:
         books: Books,
         *,
         token: str,
+        rank: Rank,
         held: dict[str, int],
         on_renewal: Callable[[str, int, Renewal], None],
     ) -> None:
         self._settings = settings
         self._books = books
         self._token = token
+        self._rank = rank
         self._held = held
         self._on_renewal = on_renewal
         self._led: set[int] = set()
@@ -138,7 +141,7 @@ class Control:
 
     async def _lead(self) -> None:
         for partition in range(self._redis.partitions):
-            if await self._ledger.lead(partition):
+            if await self._ledger.lead(partition, self._rank):
                 self._led.add(partition)
             else:
                 self._led.discard(partition)

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import uuid
-from concurrent.futures import CancelledError, Future, wait
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import uvloop
@@ -18,12 +19,13 @@ from sqlalchemy import Engine
 
 from consumers.hub import Hub
 from schemas.errors import Failure
-from schemas.messaging import STOPPING
+from schemas.messaging import STOPPING, WakeUp
+from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
 from stores.config import read_providers
 from stores.redis import Redis
-from stores.scripts import Renewal, Scripts
+from stores.scripts import Rank, Renewal, Scripts
 from stores.sql import make_engine
 from workers.control import Control
 from workers.generate import Generator
@@ -42,8 +44,9 @@ LAST_WORDS = 5.0
 class Runtime:
     """Started once a process, before its first task; stopped after its last."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, bulk: bool = False) -> None:
         self.settings = settings
+        self._bulk = bulk
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._providers = read_providers(settings)
         self._engine: Engine = make_engine(settings.database_url, connect=False)
@@ -53,7 +56,7 @@ class Runtime:
         self._error: BaseException | None = None
         self._stopping = False
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
-        self._attempts: set[Future[str]] = set()
+        self._attempts: set[asyncio.Task[str]] = set()
 
     def start(self) -> None:
         """Raises ConfigurationError and Unavailable."""
@@ -90,23 +93,34 @@ class Runtime:
             self.settings,
             Books(self._engine),
             token=self.worker,
+            rank=Rank.FIRST if self._bulk else Rank.SECOND,
             held=self.generator.held,
             on_renewal=lambda g, a, r: self._loop.call_soon_threadsafe(self._on_renewal, g, a, r) and None,
         )
         self._control.start()
 
-    def generate(self, generation: str, queue: str, seq: int) -> str:
-        """One attempt, from a pool thread; returns when it has ended, or STOPPING where none was made."""
+    def begin(self, message: WakeUp, on_end: Callable[[str | BaseException], None]) -> None:
+        """One attempt at one generation, from any thread. ``on_end`` is called on the loop of the streams, with what
+        became of it; STOPPING where none was made, because this process is to stop."""
+        self._loop.call_soon_threadsafe(self._begin, message, on_end)
+
+    def _begin(self, message: WakeUp, on_end: Callable[[str | BaseException], None]) -> None:
         if self._stopping:
-            return STOPPING
-        attempt = self.submit(self.generator.run(generation, queue, seq))
+            on_end(STOPPING)
+            return
+        if message["v"] > VERSION:
+            log.error("a message of version %s: update this worker", message["v"])
+            on_end("newer")
+            return
+        attempt = self._loop.create_task(self.generator.run(message["id"], message["queue"], message["seq"]))
         self._attempts.add(attempt)
-        try:
-            return attempt.result()
-        except CancelledError:
-            return "stopped"
-        finally:
+
+        def done(attempt: asyncio.Task[str]) -> None:
             self._attempts.discard(attempt)
+            error = None if attempt.cancelled() else attempt.exception()
+            on_end("stopped" if attempt.cancelled() else error if error is not None else attempt.result())
+
+        attempt.add_done_callback(done)
 
     def submit(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -131,14 +145,18 @@ class Runtime:
         """When no new task comes: see the running ones off, whose pool waits for them without bound."""
         self.drain()
         self._drainer.join()
-        _, late = wait(list(self._attempts), LAST_WORDS)
-        for attempt in late:
-            attempt.cancel()
+        self.submit(self._see_off()).result()
         self._control.stop()
         self.submit(self._close()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._engine.dispose()
+
+    async def _see_off(self) -> None:
+        if self._attempts:
+            _, late = await asyncio.wait(self._attempts, timeout=LAST_WORDS)
+            for attempt in late:
+                attempt.cancel()
 
     async def _close(self) -> None:
         await self._hub.close()

@@ -14,6 +14,7 @@ from celery import bootsteps, signals
 
 from schemas.errors import TailraceError
 from schemas.settings import Settings
+from schemas.states import Queue
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
@@ -32,10 +33,17 @@ class RuntimeStep(bootsteps.StartStopStep):
         self._runtime: Runtime | None = None
 
     def start(self, parent: Any) -> None:
-        from workers.runtime import Runtime  # beat and Flower load this app too, and need none of it
+        from workers.pool import TaskPool  # beat and Flower load this app too, and need none of it
+        from workers.runtime import Runtime
 
+        if not isinstance(parent.pool, TaskPool):
+            sys.exit(
+                "tailrace: start this worker with -P custom and CELERY_CUSTOM_WORKER_POOL=workers.pool:TaskPool"
+            )
         try:
-            self._runtime = Runtime(Settings())
+            self._runtime = Runtime(
+                Settings(), bulk=Queue.INTERACTIVE not in parent.app.amqp.queues.consume_from
+            )
             self._runtime.start()
         except TailraceError as error:
             sys.exit(f"tailrace: {error}")

@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
--- Become or stay the leader of a role in a partition.
--- KEYS lock
--- ARGV token ttl_ms
+-- Become or stay the leader of a role in a partition. A candidate of a lower rank number takes the lock from its holder.
+-- KEYS lock rank
+-- ARGV token ttl_ms rank
 -- Returns 1 (leader) or 0.
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
+local lock, rank = KEYS[1], KEYS[2]
+local holder = redis.call('GET', lock)
+if holder and holder ~= ARGV[1] and tonumber(redis.call('GET', rank) or '0') <= tonumber(ARGV[3]) then
   return 0
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', lock, ARGV[1], 'PX', ARGV[2])
+redis.call('SET', rank, ARGV[3], 'PX', ARGV[2])
 return 1

@@ -15,7 +15,7 @@ from schemas.errors import Failure, Unavailable
 from schemas.keys import Keys
 from schemas.records import Accepted, Ended, Usage
 from schemas.states import State
-from stores.scripts import AcceptResult, Append, Batch, Claim, EndResult, NotClaimed, Renewal
+from stores.scripts import AcceptResult, Append, Batch, Claim, EndResult, NotClaimed, Rank, Renewal
 from tests.conftest import StartValkey
 from tests.support.generations import (
     HEAD,
@@ -554,6 +554,16 @@ async def test_lead(space: Room, redis_client: redis.Redis) -> None:
     assert not await space.scripts.lead(0, "ledger", "a", 60_000)
 
 
+async def test_leaders_have_ranks(space: Room) -> None:
+    """A candidate that goes before the leader takes its lock, and isn't robbed of it in turn."""
+    assert await space.scripts.lead(0, "ledger", "streams", 60_000, Rank.SECOND)
+    assert not await space.scripts.lead(0, "ledger", "others", 60_000, Rank.SECOND)
+    assert await space.scripts.lead(0, "ledger", "bulk", 60_000, Rank.FIRST)
+    assert not await space.scripts.lead(0, "ledger", "streams", 60_000, Rank.SECOND)
+    assert not await space.scripts.lead(0, "ledger", "more", 60_000, Rank.FIRST)
+    assert await space.scripts.lead(0, "ledger", "bulk", 60_000, Rank.FIRST)
+
+
 async def test_settle(space: Room, redis_client: redis.Redis) -> None:
     """What the books have leaves the ledger, and keys get the time that they have left; again changes nothing."""
     done, other = await space.finished(texts(0, 2)), await space.finished(texts(0, 2))
@@ -576,7 +586,7 @@ async def test_settle_is_the_leaders(space: Room, redis_client: redis.Redis) -> 
     assert not await space.scripts.settle(0, "ledger", "me", rows, {KEYS.gen(done): 1})
     await space.scripts.lead(0, "ledger", "other", 60_000)
     assert not await space.scripts.settle(0, "ledger", "me", rows, {KEYS.gen(done): 1})
-    redis_client.delete(KEYS.lock("ledger"))
+    redis_client.delete(KEYS.lock("ledger"), KEYS.rank("ledger"))
     assert everything(redis_client) == held
     assert redis_client.pttl(KEYS.gen(done)) == -1
 
