@@ -37,7 +37,7 @@ class Keys:
 
     @property
     def control(self) -> str:
-        """The channel that tells workers of cancels."""
+        """The channel that tells workers of cancels, and of work to recover."""
         return f"{self.prefix}ctl"
 
     @property
@@ -47,6 +47,24 @@ class Keys:
     @property
     def lease(self) -> str:
         return f"{self.prefix}lease"
+
+    @property
+    def recovery(self) -> str:
+        """Work that had an attempt and waits for another one."""
+        return f"{self.prefix}recovery"
+
+    @property
+    def suspects(self) -> str:
+        """As ``recovery``, one at a time: work that was there when workers died, again and again."""
+        return f"{self.prefix}suspects"
+
+    @property
+    def parked(self) -> str:
+        return f"{self.prefix}parked"
+
+    @property
+    def deadlines(self) -> str:
+        return f"{self.prefix}deadlines"
 
     @property
     def ledger(self) -> str:

@@ -52,6 +52,19 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     v: int = VERSION
 
 
+class Attempted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An attempt that did not end its generation. ``state``: lost (its worker was), released (its worker was stopped)
+    or failed (its provider did). The script that ends it puts in the times."""
+
+    number: int
+    provider: str
+    model: str
+    state: str
+    usage: Usage = Usage()
+    started_ms: int | None = None
+    ended_ms: int = 0
+
+
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="ended"):
     """A generation ended. ``next`` is the index after its last chunk, ``base`` the first one of the final attempt.
 
@@ -68,10 +81,12 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     model: str
     created_ms: int = 0
     leased_ms: int | None = None  # first claim
+    started_ms: int | None = None  # claim of the final attempt
     first_chunk_ms: int | None = None
     usage: Usage = Usage()
     failure: Failure | None = None
     finish_reasons: list[str] = []
+    past: list[Attempted] = []  # the attempts before the final one
     v: int = VERSION
 
 
@@ -104,7 +119,7 @@ def encode_record(record: Record) -> bytes:
     return encode(record)
 
 
-def open_record(record: Record) -> bytes:
+def open_record(record: Record | Attempted) -> bytes:
     """The record as a JSON object that is left open, for a script to put in its fields and close it."""
     return encode(record)[:-1]
 

@@ -39,7 +39,7 @@ from schemas.tables import attempts, completions, generations, results, usage
 from stores.rows import (
     SELECT_COMPLETIONS,
     CompletionRow,
-    attempt_row,
+    attempt_rows,
     completion_row,
     generation_row,
     log_row,
@@ -98,18 +98,18 @@ class Books:
         """
         accepted: dict[str, Accepted] = {}
         ended: dict[str, Ended] = {}
-        tried: dict[tuple[str, int], Ended] = {}
+        tried: dict[tuple[str, int], dict[str, Any]] = {}
         for record in records:
             if isinstance(record, Accepted):
                 accepted.setdefault(record.id, record)
             else:
                 ended.setdefault(record.generation, record)
-                tried.setdefault((record.generation, record.attempt), record)
+                for row in attempt_rows(record):
+                    tried.setdefault((record.generation, row["number"]), row)
         others = sorted(r.id for r in accepted.values() if r.generation not in ended)
         # Sorted, so that two calls that meet the same rows can't each wait for the other.
         completion_rows = [completion_row(r) for _, r in sorted(accepted.items(), key=_key)]
         generation_rows = [generation_row(r) for _, r in sorted(ended.items(), key=_key)]
-        attempt_rows = [attempt_row(r) for (_, number), r in sorted(tried.items(), key=_key) if number > 0]
         log_rows = [log_row(id, log) for id, log in sorted(logs.items(), key=_key)]
         with writing(self.engine) as connection:
             # A completion that points to a generation of another partition, and that generation's end, may be
@@ -117,7 +117,7 @@ class Books:
             lock(connection, LOCK_BOOKS, shared=all(r.id == r.generation for r in accepted.values()))
             insert_new(connection, completions, completion_rows)
             insert_new(connection, generations, generation_rows)
-            insert_new(connection, attempts, attempt_rows)
+            insert_new(connection, attempts, [row for _, row in sorted(tried.items(), key=_key)])
             settled = [*connection.scalars(_SETTLE_GENERATIONS, {"ids": sorted(ended)})] if ended else []
             settled += connection.scalars(_SETTLE_IDS, {"ids": others}) if others else []
             if settled:

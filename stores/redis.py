@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,22 @@ _REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "unknown command", "DB index", "SE
 _PASSING = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "BUSY ", "READONLY", "NOREPLICAS")
 
 
+_USE = re.compile(rb"^-- use (\w+)$", re.MULTILINE)
+_LUA = Path(__file__).parent / "lua"
+
+
 class Script:
-    """A Lua script, called by its SHA-1; a server that doesn't have it is sent the text."""
+    """A Lua script, called by its SHA-1; a server that doesn't have it is sent the text.
+
+    A line ``-- use <name>`` stands for the text of ``lua/parts/<name>.lua``: Redis's scripts can't load one another.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.text = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
+        self.text = _USE.sub(
+            lambda use: (_LUA / "parts" / f"{use[1].decode()}.lua").read_bytes(),
+            (_LUA / f"{name}.lua").read_bytes(),
+        )
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import RowMapping, select
 
 from schemas.errors import Failure
-from schemas.records import Accepted, Ended, StoredLog, Usage
+from schemas.records import Accepted, Attempted, Ended, StoredLog, Usage
 from schemas.states import State
 from schemas.tables import completions, generations, usage
 
@@ -134,22 +134,32 @@ def _storable_failure(failure: Failure) -> dict[str, Any]:
     return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
 
 
-def attempt_row(record: Ended) -> dict[str, Any]:
-    tokens = record.usage
+def attempt_rows(record: Ended) -> list[dict[str, Any]]:
+    """Of a generation that never started there are none; one that ended while it waited has past attempts alone."""
+    tried = {past.number: past for past in record.past}
+    if record.attempt > 0:
+        tried.setdefault(record.attempt, Attempted(
+            number=record.attempt, provider=record.provider, model=record.model, state=record.state,
+            usage=record.usage, started_ms=record.started_ms, ended_ms=record.ended_ms,
+        ))  # fmt: skip
+    return [_attempt_row(record.generation, attempt) for _, attempt in sorted(tried.items())]
+
+
+def _attempt_row(generation_id: str, attempt: Attempted) -> dict[str, Any]:
+    tokens = attempt.usage
     return {
-        "generation_id": record.generation,
-        "number": record.attempt,
-        "provider": record.provider,
-        "model": storable(record.model),
-        "state": record.state,
+        "generation_id": generation_id,
+        "number": attempt.number,
+        "provider": attempt.provider,
+        "model": storable(attempt.model),
+        "state": attempt.state,
         "prompt_tokens": tokens.prompt_tokens,
         "completion_tokens": tokens.completion_tokens,
         "reasoning_tokens": tokens.reasoning_tokens,
         "cached_tokens": tokens.cached_tokens,
         "estimated": tokens.estimated,
-        # The record knows when the first attempt began, and of a later one only that it ended.
-        "started_ms": record.leased_ms if record.attempt == 1 else None,
-        "ended_ms": record.ended_ms,
+        "started_ms": attempt.started_ms,
+        "ended_ms": attempt.ended_ms,
     }
 
 

@@ -15,14 +15,17 @@ import hiredis
 import msgspec
 
 from schemas.errors import Unavailable
-from schemas.records import Accepted, Ended, encode, open_record
-from schemas.states import State
+from schemas.records import Accepted, Attempted, Ended, encode, open_record
 from stores.redis import PATIENCE, Redis, Script
 from stores.wire import Arg
 
 _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("renew"), Script("append")
 _END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
-_ANNOTATE = Script("annotate")
+_ANNOTATE, _REAP, _LEAVE, _RESTART = Script("annotate"), Script("reap"), Script("leave"), Script("restart")
+_REQUEUE, _SETBACK = Script("requeue"), Script("setback")
+
+#: How far ahead indexes go on where Redis may have lost chunks that somebody has read.
+SKIP = 1_000_000
 
 #: How long the holder of a lease tries to reach Redis before it gives its attempt up, in seconds.
 HOLDER_PATIENCE = 60.0
@@ -46,10 +49,18 @@ class Claim(msgspec.Struct, frozen=True):
     created_ms: int
     request: bytes
     info: bytes
+    #: Provider calls that failed.
+    tries: int = 0
+    #: Since the first claim, in milliseconds.
+    waited_ms: int = 0
+    #: Redis may have lost chunks of an earlier attempt.
+    skip: bool = False
+    #: What the chunks of the log have in common.
+    head: bytes = b""
 
 
 class NotClaimed(msgspec.Struct, frozen=True):
-    """Nothing to do: ``reason`` is gone, ended, held or newer."""
+    """Nothing to do: ``reason`` is gone, ended, held, parked or newer."""
 
     reason: str
 
@@ -73,6 +84,26 @@ class EndResult(IntEnum):
     REPEATED = 0
     STALE = -1
     GAP = -2
+
+
+class Left(IntEnum):
+    """What became of an attempt that was given up."""
+
+    LEFT = 1
+    REPEATED = 0
+    CANCEL_ASKED = 2
+    STALE = -1
+    GAP = -2
+
+
+class Crashes(msgspec.Struct, frozen=True):
+    """How many workers a generation may lose: with the ``allowed``-th it ends, from ``suspicious`` on it is a suspect."""
+
+    allowed: int = 3
+
+    @property
+    def suspicious(self) -> int:
+        return max(self.allowed - 1, 1)
 
 
 class Renewal(IntEnum):
@@ -137,6 +168,7 @@ class Scripts:
                     keys.ledger,
                     keys.seq(record.queue),
                     keys.queued(record.queue),
+                    keys.deadlines,
                 ],
                 [record.id, record.queue, request, open_record(record), timeout_ms, token_hex(8)],
                 patience=patience,
@@ -175,14 +207,28 @@ class Scripts:
                 keys.queued(queue),
                 keys.mark(queue),
                 keys.outbox,
+                keys.recovery,
+                keys.suspects,
             ],
             [generation, worker, lease_ms, seq, token_hex(8)],
             patience=patience,
         )
         if answer[0] != b"claimed":
             return NotClaimed(answer[0].decode())
-        _, attempt, next_index, base, created_ms, request, info = answer
-        return Claim(generation, attempt, next_index, base, created_ms, request or b"", info)
+        _, attempt, next_index, base, created_ms, request, info, tries, waited_ms, skip, head = answer
+        return Claim(
+            generation=generation,
+            attempt=attempt,
+            next=next_index,
+            base=base,
+            created_ms=created_ms,
+            request=request or b"",
+            info=info,
+            tries=tries,
+            waited_ms=waited_ms,
+            skip=bool(skip),
+            head=head,
+        )
 
     async def renew(
         self, partition: int, held: Mapping[str, int], *, lease_ms: int, patience: float = PATIENCE
@@ -236,6 +282,7 @@ class Scripts:
                     keys.lease,
                     keys.ledger,
                     keys.channel(generation),
+                    keys.deadlines,
                 ],
                 [
                     generation,
@@ -253,11 +300,111 @@ class Scripts:
             )
         )
 
-    async def cancel(self, ended: Ended, queue: str) -> Literal["cancelled", "cancelling", "ended", "gone"]:
-        """Cancel a generation; ``ended`` is what the ledger gets if it never ran."""
+    async def reap(
+        self, generation: str, attempt: int, past: Attempted, *, crashes: Crashes, skip: bool = False
+    ) -> Literal["recovering", "crashed", "cancelled", "held", "gone"]:
+        """An attempt whose lease ran out: its generation waits for the next one, or is to be ended by the caller.
+
+        ``skip``: Redis may have lost chunks of it.
+        """
+        keys = self.redis.keys(generation)
+        answer: bytes = await self.redis.script(
+            keys.partition,
+            _REAP,
+            [keys.gen(generation), keys.lease, keys.recovery, keys.suspects, keys.control],
+            [generation, attempt, crashes.allowed, crashes.suspicious, int(skip), open_record(past)],
+        )
+        return answer.decode()  # type: ignore[return-value]
+
+    async def leave(
+        self,
+        generation: str,
+        past: Attempted,
+        batch: Batch = NOTHING,
+        *,
+        crashes: Crashes,
+        pause_ms: int = 0,
+        failed: bool = False,
+        skip: bool = False,
+        patience: float = HOLDER_PATIENCE,
+    ) -> Left:
+        """Give an attempt up: its generation is parked for ``pause_ms``, or (0) waits to be recovered at once.
+
+        ``failed`` counts a provider call that failed.
+        """
+        keys = self.redis.keys(generation)
+        return Left(
+            await self.redis.script(
+                keys.partition,
+                _LEAVE,
+                [
+                    keys.gen(generation),
+                    keys.log(generation),
+                    keys.lease,
+                    keys.channel(generation),
+                    keys.control,
+                    keys.recovery,
+                    keys.suspects,
+                    keys.parked,
+                ],
+                [
+                    generation,
+                    past.number,
+                    batch.first,
+                    batch.count,
+                    batch.items,
+                    batch.head,
+                    pause_ms,
+                    int(failed),
+                    int(skip),
+                    crashes.suspicious,
+                    open_record(past),
+                ],
+                patience=patience,
+            )
+        )
+
+    async def restart(self, generation: str, attempt: int) -> int | None:
+        """Abandon what earlier attempts published; the index of this one's first chunk, None for a stale attempt."""
+        keys = self.redis.keys(generation)
+        base: int = await self.redis.script(
+            keys.partition,
+            _RESTART,
+            [keys.gen(generation), keys.log(generation), keys.channel(generation)],
+            [attempt, SKIP],
+            patience=HOLDER_PATIENCE,
+        )
+        return None if base < 0 else base
+
+    async def setback(self, generation: str, attempt: int, next_index: int) -> bool:
+        """Whether Redis has lost something of an attempt; if so, the next one is told."""
+        keys = self.redis.keys(generation)
+        return bool(
+            await self.redis.script(keys.partition, _SETBACK, [keys.gen(generation)], [attempt, next_index])
+        )
+
+    async def requeue(self, generation: str, queue: str, lost: int = 0) -> int:
+        """A new message's number for parked work that is due, or for queued work whose message ``lost`` was lost.
+
+        0 where there is nothing to do. The caller publishes the message.
+        """
+        keys = self.redis.keys(generation)
+        return await self.redis.script(
+            keys.partition,
+            _REQUEUE,
+            [keys.gen(generation), keys.parked, keys.seq(queue), keys.queued(queue), keys.outbox],
+            [generation, queue, lost],
+        )
+
+    async def cancel(
+        self, ended: Ended, queue: str
+    ) -> Literal["cancelled", "failed", "cancelling", "leased", "ended", "gone"]:
+        """End a generation that waits, as cancelled or (its deadline passed) failed; ``ended`` is what the ledger gets.
+
+        A leased one is told to cancel, and otherwise left alone.
+        """
         generation = ended.generation
         keys = self.redis.keys(generation)
-        assert ended.state == State.CANCELLED
         answer: bytes = await self.redis.script(
             keys.partition,
             _CANCEL,
@@ -270,8 +417,12 @@ class Scripts:
                 keys.queued(queue),
                 keys.outbox,
                 keys.control,
+                keys.recovery,
+                keys.suspects,
+                keys.parked,
+                keys.deadlines,
             ],
-            [generation, end_entry(ended), open_record(ended)],
+            [generation, ended.state, end_entry(ended), open_record(ended)],
         )
         return answer.decode()  # type: ignore[return-value]
 

@@ -1,0 +1,17 @@
+-- The end of a generation: end entry, state, ledger record. `record` is a JSON object that is left open.
+local function finish(gen, req, log, ledger, channel, id, state, ending, record, now)
+  local h = redis.call('HMGET', gen, 'attempt', 'next', 'base', 'created_ms', 'leased_ms', 'first_chunk_ms', 'past',
+    'attempt_ms')
+  -- After a restart marker without chunks of its own, the place of an end entry is taken.
+  local entry = h[2] .. (h[2] == h[3] and h[2] ~= '0' and '-2' or '-1')
+  redis.call('XADD', log, entry, 'e', ending)
+  redis.call('HSET', gen, 'state', state, 'end', ending, 'ended_ms', now)
+  redis.call('HDEL', gen, 'cancel', 'worker', 'call', 'past', 'skip')
+  redis.call('DEL', req)
+  redis.call('XADD', ledger, '*', 'r', record .. ',"attempt":' .. h[1] .. ',"base":' .. h[3] .. ',"next":' .. h[2]
+    .. ',"created_ms":' .. h[4] .. (h[5] and ',"leased_ms":' .. h[5] or '')
+    .. (h[8] and ',"started_ms":' .. h[8] or '')
+    .. (h[6] and ',"first_chunk_ms":' .. h[6] or '') .. (h[7] and ',"past":[' .. h[7] .. ']' or '')
+    .. ',"ended_ms":' .. string.format('%d', now) .. '}')
+  redis.call('SPUBLISH', channel, entry .. ' e\n' .. ending)
+end

@@ -1,0 +1,32 @@
+#!lua flags=allow-oom
+-- An attempt whose lease has run out is over: its generation waits for the next one.
+-- KEYS gen lease recovery suspects control
+-- ARGV id attempt crashes (allowed) suspicious (crashes that make a suspect) skip ('1': Redis may have lost chunks) record
+--   record of the attempt, a JSON object that is left open
+-- Returns 'recovering', 'crashed' (once too often: end it), 'cancelled' (a cancel is asked for: end it), 'held' or 'gone'.
+-- use clock
+-- use wait
+local gen, lease, recovery, suspects, control = unpack(KEYS)
+local id, attempt, allowed, suspicious, skip, record = unpack(ARGV)
+local h = redis.call('HMGET', gen, 'state', 'attempt', 'crashes', 'cancel')
+if not h[1] then
+  redis.call('ZREM', lease, id)
+  return 'gone'
+end
+local now = clock()
+if h[1] ~= 'leased' or h[2] ~= attempt or tonumber(redis.call('ZSCORE', lease, id) or '0') > now then
+  return 'held'
+end
+if h[4] then
+  return 'cancelled'
+end
+local crashes = tonumber(h[3] or '0') + 1
+if crashes >= tonumber(allowed) then
+  return 'crashed'
+end
+redis.call('HSET', gen, 'crashes', crashes)
+if skip == '1' then
+  redis.call('HSET', gen, 'skip', 1)
+end
+wait(gen, lease, crashes >= tonumber(suspicious) and suspects or recovery, control, id, 'queued', 0, record, now)
+return 'recovering'
