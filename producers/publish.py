@@ -21,7 +21,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from schemas.errors import Unavailable
-from schemas.messaging import BROKER_PREFIX, GENERATE, WakeUp, celery_config, wake_up
+from schemas.messaging import BROKER_PREFIX, GENERATE, WakeUp, celery_config, probe, wake_up
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.redis import PATIENCE, RETRY_FIRST, RETRY_LAST, Node
@@ -36,6 +36,10 @@ class Publisher(Protocol):
 
     async def publish(self, generation: str, queue: str, seq: int) -> None:
         """Returns once the broker has the message. Raises Unavailable."""
+        ...
+
+    async def probe(self, partition: int, queue: str, seq: int) -> None:
+        """As ``publish``, a message without work: it tells that those before it have been taken."""
         ...
 
     async def close(self) -> None: ...
@@ -57,13 +61,18 @@ class KombuPublisher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
 
     async def publish(self, generation: str, queue: str, seq: int) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._send, generation, queue, seq)
+        await self._put(wake_up(generation, queue, seq))
 
-    def _send(self, generation: str, queue: str, seq: int) -> None:
+    async def probe(self, partition: int, queue: str, seq: int) -> None:
+        await self._put(probe(partition, queue, seq))
+
+    async def _put(self, wake: WakeUp) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._send, wake)
+
+    def _send(self, wake: WakeUp) -> None:
         options: dict[str, Any] = {"retry": True, "retry_policy": RETRY_POLICY}
         try:
-            _send_task(self._app, wake_up(generation, queue, seq), **options)
+            _send_task(self._app, wake, **options)
         except (OperationalError, OSError) as error:
             raise Unavailable(f"The broker does not take messages: {error}") from error
 
@@ -80,13 +89,19 @@ class RedisPublisher:
         self._samples = {queue.value: _sample(settings, queue.value) for queue in Queue}
 
     async def publish(self, generation: str, queue: str, seq: int) -> None:
-        message = self._message(wake_up(generation, queue, seq))
+        await self._put(wake_up(generation, queue, seq))
+
+    async def probe(self, partition: int, queue: str, seq: int) -> None:
+        await self._put(probe(partition, queue, seq))
+
+    async def _put(self, wake: WakeUp) -> None:
+        message = self._message(wake)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
         pause = RETRY_FIRST
         while True:
             try:
-                await (await self._node.wire()).call("LPUSH", BROKER_PREFIX + queue, message)
+                await (await self._node.wire()).call("LPUSH", BROKER_PREFIX + wake["queue"], message)
                 return
             except hiredis.ReplyError as error:
                 raise Unavailable(f"The broker does not take messages: {error}") from error

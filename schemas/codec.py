@@ -93,10 +93,11 @@ class ChunkEncoder:
 
     After the first ``encode`` the attempt's ``head`` stands. ``finished`` tells which choices have their
     ``finish_reason``; ``usage`` is the last one that the provider sent; ``error`` what it put in place of a chunk.
+    With a ``head`` the items are for a log that has it, and goes on.
     """
 
-    def __init__(self) -> None:
-        self._head: Head | None = None
+    def __init__(self, head: bytes | None = None) -> None:
+        self._head: Head | None = decode_head(head) if head else None
         self._fast_prefix: bytes | None = None
         self._fast_suffix = b""
         self._seen_choices: set[int] = set()
@@ -104,16 +105,13 @@ class ChunkEncoder:
         self.usage: dict[str, Any] | None = None
         self.error: Any = None
         self.text_bytes = 0
+        #: Whether there was any chunk.
+        self.observed = False
 
     @property
     def head(self) -> bytes:
         """The head as JSON; ``{}`` before the first chunk."""
         return _EMPTY_HEAD if self._head is None else dumps(msgspec.to_builtins(self._head))
-
-    @property
-    def started(self) -> bool:
-        """Whether there was any chunk."""
-        return self._head is not None
 
     def whole(self, choices: int) -> bool:
         """Whether all ``choices`` that were asked for, and any that came beside them, have ended."""
@@ -137,6 +135,16 @@ class ChunkEncoder:
         return self._encode_slow(raw)
 
     def _encode_slow(self, raw: bytes) -> bytes | None:
+        chunk = self.parse(raw)
+        if chunk is None:
+            return None
+        item = self.encode_chunk(chunk)
+        if item.startswith(b'"'):
+            self._learn(raw, item)
+        return item
+
+    def parse(self, raw: bytes) -> dict[str, Any] | None:
+        """One chunk as the provider sent it, without its item; None as with ``encode``. Raises BadChunk."""
         chunk = loads(raw)
         if not isinstance(chunk, dict):
             raise BadChunk("a chunk must be a JSON object")
@@ -146,20 +154,22 @@ class ChunkEncoder:
         if chunk.get("error") is not None and not chunk.get("choices"):
             self.error = chunk["error"]
             return None
-        item = self.encode_chunk(chunk)
-        if item.startswith(b'"'):
-            self._learn(raw, item)
-        return item
+        return chunk
 
-    def encode_chunk(self, chunk: dict[str, Any]) -> bytes:
-        """The item for one parsed chunk; changes ``chunk``."""
+    def observe(self, chunk: dict[str, Any]) -> None:
+        """Take note of a parsed chunk that is not published. Raises BadChunk."""
+        self._observe(_normal_choices(chunk.get("choices")), chunk)
+
+    def encode_chunk(self, chunk: dict[str, Any], *, observe: bool = True) -> bytes:
+        """The item for one parsed chunk; changes ``chunk``. Raises BadChunk."""
         for name in _OURS:
             chunk.pop(name, None)
         if chunk.get("usage", self) is None:
             del chunk["usage"]
         choices_value = chunk.pop("choices", None)
         choices = _normal_choices(choices_value)
-        self._observe(choices, chunk)
+        if observe:
+            self._observe(choices, chunk)
         if self._head is None:
             extra = choices[0] if len(choices) == 1 else {}
             self._head = Head(
@@ -190,6 +200,7 @@ class ChunkEncoder:
         return dumps(choices)
 
     def _observe(self, choices: list[dict[str, Any]], chunk: dict[str, Any]) -> None:
+        self.observed = True
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self.usage = cast("dict[str, Any]", usage)

@@ -186,6 +186,7 @@ class ProviderError(TailraceError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.provider_status = provider_status
+        self.retry_after: float | None = None
         if type is not None:
             self.error_type = type
         else:

@@ -5,7 +5,7 @@ A message carries ids only: the work itself is in Redis, and a message is a wake
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from kombu import Queue as BrokerQueue
 
@@ -29,16 +29,25 @@ CONNECT_TIMEOUT = 4
 
 
 class WakeUp(TypedDict):
-    """The one argument of the generate task. ``seq`` numbers the message on its queue and partition."""
+    """The one argument of the generate task. ``seq`` numbers the message on its queue and partition.
+
+    A message with a ``partition`` is a probe: there is no generation of its id, and taking it is all that it is for.
+    """
 
     v: int
     id: str
     queue: str
     seq: int
+    partition: NotRequired[int]
 
 
 def wake_up(generation: str, queue: str, seq: int) -> WakeUp:
     return {"v": VERSION, "id": generation, "queue": queue, "seq": seq}
+
+
+def probe(partition: int, queue: str, seq: int) -> WakeUp:
+    id = f"probe-{partition}-{queue}-{seq}"
+    return {"v": VERSION, "id": id, "queue": queue, "seq": seq, "partition": partition}
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:

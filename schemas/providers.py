@@ -49,6 +49,15 @@ class Timeout(_Table):
     total: Seconds = 900.0
 
 
+class Retry(_Table):
+    """ """
+
+    tries: int = 5
+    total: Seconds = 300.0
+    first: Seconds = 0.5
+    longest: Seconds = 30.0
+
+
 class Price(_Table):
     """Per million tokens. ``cached_input`` is ``input`` where it is not given."""
 
@@ -93,6 +102,7 @@ class Provider(_Table):
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     timeout: Timeout = Timeout()
+    retry: Retry = Retry()
     supports_prefill: bool = False
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     models: Annotated[list[Name], Field(min_length=1)] | None = None

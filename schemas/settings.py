@@ -26,6 +26,8 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=8.0, gt=0)
     renew_seconds: float = Field(default=2.0, gt=0)
+    #: A generation that loses so many workers ends as failed.
+    max_crashes: int = Field(default=3, ge=1)
     #: How long a settled chunk log stays in Redis.
     log_ttl_interactive: float = Field(default=3600.0, gt=0)
     log_ttl_bulk: float = Field(default=5.0, gt=0)

@@ -68,6 +68,16 @@ class Applied(msgspec.Struct, frozen=True):
     missing: set[str]
 
 
+class Unsettled(msgspec.Struct, frozen=True):
+    """A completion that has no end in the books."""
+
+    id: str
+    generation: str
+    provider: str
+    resolved_model: str
+    created_ms: int
+
+
 _key = itemgetter(0)
 
 
@@ -219,6 +229,17 @@ class Books:
             rows = connection.execute(statement.order_by(*by).limit(limit)).mappings().all()
         return [read_completion(row) for row in rows]
 
+    def unsettled(self, before_ms: int, after: str = "", limit: int = 500) -> list[Unsettled]:
+        """Completions accepted before a time that have no end here yet, by id, after one."""
+        statement = _UNSETTLED.where(_c.created_ms < before_ms, _c.id > after).order_by(_c.id).limit(limit)
+        with reading(self.engine) as connection:
+            return [Unsettled(*row) for row in connection.execute(statement)]
+
+    def unsettled_among(self, ids: Sequence[str]) -> set[str]:
+        """Those of some completions that have no end here yet."""
+        with reading(self.engine) as connection:
+            return {row.id for row in connection.execute(_UNSETTLED.where(_c.id.in_(ids)))}
+
     def stored_log(self, generation_id: str) -> StoredLog | None:
         columns = (_r.head, _r["items"], _r.compressed, _r.base, _r.next)
         with reading(self.engine) as connection:
@@ -294,6 +315,11 @@ _SETTLED = (
 )
 _SETTLED_IDS = _SETTLED.where(among(_c.id))
 _SETTLED_GENERATIONS = _SETTLED.where(among(_c.generation_id))
+
+
+_UNSETTLED = select(_c.id, _c.generation_id, _c.provider, _c.resolved_model, _c.created_ms).where(
+    _c.status == State.QUEUED.value
+)
 
 
 def _metadata_has(engine: Engine, pairs: Mapping[str, str]) -> list[ColumnElement[bool]]:

@@ -247,6 +247,11 @@ class Redis:
                 pause = min(pause * 2, RETRY_LAST)
                 await self.refresh()
 
+    async def now_ms(self, partition: int) -> int:
+        """The time of a partition's server, in milliseconds since the epoch. Raises Unavailable."""
+        seconds, micros = await self.command(partition, "TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
     async def refresh(self) -> None:
         """Learn where a cluster's partitions are by now; nothing changes where nobody answers."""
         if self.cluster:

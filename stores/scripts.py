@@ -22,7 +22,7 @@ from stores.wire import Arg
 _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("renew"), Script("append")
 _END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
 _ANNOTATE, _REAP, _LEAVE, _RESTART = Script("annotate"), Script("reap"), Script("leave"), Script("restart")
-_REQUEUE, _SETBACK = Script("requeue"), Script("setback")
+_REQUEUE, _SETBACK, _MARK = Script("requeue"), Script("setback"), Script("mark")
 
 #: How far ahead indexes go on where Redis may have lost chunks that somebody has read.
 SKIP = 1_000_000
@@ -97,7 +97,7 @@ class Left(IntEnum):
 
 
 class Crashes(msgspec.Struct, frozen=True):
-    """How many workers a generation may lose: with the ``allowed``-th it ends, from ``suspicious`` on it is a suspect."""
+    """How many workers a generation may lose: with the ``allowed``-th it ends, from ``suspicious`` on it is suspect."""
 
     allowed: int = 3
 
@@ -382,6 +382,10 @@ class Scripts:
         return bool(
             await self.redis.script(keys.partition, _SETBACK, [keys.gen(generation)], [attempt, next_index])
         )
+
+    async def mark(self, partition: int, queue: str, seq: int) -> None:
+        """A probe was taken from its queue."""
+        await self.redis.script(partition, _MARK, [self.redis.keyspace[partition].mark(queue)], [seq])
 
     async def requeue(self, generation: str, queue: str, lost: int = 0) -> int:
         """A new message's number for parked work that is due, or for queued work whose message ``lost`` was lost.

@@ -1,13 +1,15 @@
-"""The control thread of a worker process: lease renewal, the ledger drain, the end of generations whose worker died.
+"""The control thread of a worker process: lease renewal, recovery, and for the partitions that it leads the ledger drain,
+the reaper and the reconciler.
 
-It has an event loop of its own, so nothing here waits behind streams. Each partition's ledger and lease index have one
-leader among all worker processes, by an expiring lock that fences what it does. A worker for bulk goes before one whose
-streams somebody watches: what a leader does takes the interpreter from them.
+It has an event loop of its own, so nothing here waits behind streams. Each partition has one leader among all worker
+processes, by an expiring lock that fences what it does. A worker for bulk goes before one whose streams somebody watches:
+what a leader does takes the interpreter from them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -16,30 +18,44 @@ from typing import Any
 import hiredis
 from sqlalchemy.exc import SQLAlchemyError
 
-from schemas.errors import Failure, TailraceError
-from schemas.records import Ended
+from producers.publish import make_publisher
+from schemas.errors import TailraceError
+from schemas.messaging import WakeUp, wake_up
 from schemas.settings import Settings
-from schemas.states import State
+from schemas.states import Queue
 from stores.books import Books
-from stores.chunklog import ChunkLog
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
 from stores.redis import Redis
-from stores.scripts import EndResult, Rank, Renewal, Scripts
+from stores.scripts import Crashes, Rank, Renewal, Scripts
+from workers.reaper import Reaper
+from workers.reconcile import Reconciler
 
 log = logging.getLogger("tailrace.control")
 
 #: Between looks at an empty ledger, in seconds.
 DRAIN_PAUSE = 0.2
-#: Between looks for leases that ran out, in seconds.
+#: Between looks for leases that ran out and deadlines that passed, in seconds.
 REAP_PAUSE = 1.0
 #: How long Redis must have been reachable beyond one lease before anything is reaped, in seconds.
 REAP_MARGIN = 2.0
+#: Between looks at parked work, in seconds.
+DISPATCH_PAUSE = 0.25
+#: Between looks for messages that were lost, in seconds.
+MESSAGES_PAUSE = 1.0
+#: Between comparisons of the books with Redis, in seconds.
+BOOKS_PAUSE = 60.0
+#: Between looks for work to recover, in seconds, where nobody calls.
+RECOVER_PAUSE = 1.0
+#: Streams that a process may recover at once, beyond what its pool runs.
+RECOVERIES = 64
 #: After a failure, in seconds.
 FAILURE_PAUSE = 1.0
 
 
 class Control:
-    """``held`` is the generator's; ``on_renewal`` is told of leases that were lost or are to be cancelled."""
+    """``held`` is the generator's; ``begin`` starts an attempt on the loop of the streams, and is told of its end there;
+    ``on_renewal`` is told of leases that were lost or are to be cancelled.
+    """
 
     def __init__(
         self,
@@ -49,6 +65,7 @@ class Control:
         token: str,
         rank: Rank,
         held: dict[str, int],
+        begin: Callable[[WakeUp, Callable[[str | BaseException], None]], None],
         on_renewal: Callable[[str, int, Renewal], None],
     ) -> None:
         self._settings = settings
@@ -56,9 +73,13 @@ class Control:
         self._token = token
         self._rank = rank
         self._held = held
+        self._begin = begin
         self._on_renewal = on_renewal
         self._led: set[int] = set()
+        self._recovering: set[str] = set()
+        self._suspect: str | None = None
         self._stop: asyncio.Event | None = None
+        self._called: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._reachable_since: float | None = None
@@ -67,40 +88,56 @@ class Control:
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        if self._loop is not None and self._stop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self._tell(self._stop)
         self._thread.join(timeout)
+
+    def recover(self) -> None:
+        """There is work to recover; from any thread."""
+        self._tell(self._called)
+
+    def _tell(self, event: asyncio.Event | None) -> None:
+        if self._loop is not None and event is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(event.set)
 
     def _main(self) -> None:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        redis = await Redis.open(
-            self._settings.redis_url, partitions=self._settings.partitions, patience=float("inf")
-        )
-        self._redis, self._scripts, self._log = redis, Scripts(redis), ChunkLog(redis)
+        self._loop, self._stop, self._called = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        settings = self._settings
+        redis = await Redis.open(settings.redis_url, partitions=settings.partitions, patience=float("inf"))
+        self._redis, self._scripts = redis, Scripts(redis)
         self._ledger = Ledger(
             redis,
             self._books,
             token=self._token,
-            log_ttl_interactive=self._settings.log_ttl_interactive,
-            log_ttl_bulk=self._settings.log_ttl_bulk,
+            log_ttl_interactive=settings.log_ttl_interactive,
+            log_ttl_bulk=settings.log_ttl_bulk,
         )
+        lease_ms = int(settings.lease_seconds * 1000)
+        self._reaper = Reaper(redis, lease_ms=lease_ms, crashes=Crashes(settings.max_crashes))
+        publisher = make_publisher(settings)
+        self._reconciler = Reconciler(redis, self._books, publisher)
         self._reachable_since = self._loop.time()
         jobs = [
             asyncio.create_task(self._forever(job, pause))
             for job, pause in (
-                (self._renew, self._settings.renew_seconds),
+                (self._renew, settings.renew_seconds),
+                (self._recover, 0.0),
                 (self._lead, LEADERSHIP_MS / 3000),
                 (self._drain, DRAIN_PAUSE),
                 (self._reap, REAP_PAUSE),
+                (self._expire, REAP_PAUSE),
+                (self._dispatch, DISPATCH_PAUSE),
+                (self._messages, MESSAGES_PAUSE),
+                (self._compare, BOOKS_PAUSE),
             )
         ]
         await self._stop.wait()
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+        await publisher.close()
         redis.close()
 
     async def _forever(self, job: Callable[[], Coroutine[Any, Any, None]], pause: float) -> None:
@@ -139,12 +176,44 @@ class Control:
             await self._redis.command(0, "PING")
             self._reachable_since = asyncio.get_running_loop().time()
 
+    async def _recover(self) -> None:
+        """Claim work that waits for another attempt straight into the loop of the streams."""
+        assert self._called is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._called.wait(), RECOVER_PAUSE)
+        self._called.clear()
+        for keys in self._redis.keyspace:
+            room = RECOVERIES - len(self._recovering)
+            if room <= 0:
+                return
+            waiting = await self._redis.command(keys.partition, "ZRANGE", keys.recovery, 0, room - 1)
+            for generation in waiting:
+                self._take_over(generation.decode())
+            if self._suspect is None:
+                for member in await self._redis.command(keys.partition, "ZRANGE", keys.suspects, 0, 0):
+                    suspect = self._suspect = member.decode()
+                    self._take_over(suspect)
+
+    def _take_over(self, generation: str) -> None:
+        if generation in self._recovering:
+            return
+        self._recovering.add(generation)
+
+        def ended(_: str | BaseException) -> None:
+            self._recovering.discard(generation)
+            if self._suspect == generation:
+                self._suspect = None
+                self.recover()
+
+        self._begin(wake_up(generation, Queue.INTERACTIVE.value, 0), ended)
+
     async def _lead(self) -> None:
         for partition in range(self._redis.partitions):
             if await self._ledger.lead(partition, self._rank):
                 self._led.add(partition)
-            else:
+            elif partition in self._led:
                 self._led.discard(partition)
+                self._reconciler.forget(partition)
 
     async def _drain(self) -> None:
         for partition in list(self._led):
@@ -152,10 +221,7 @@ class Control:
                 pass
 
     async def _reap(self) -> None:
-        """End generations whose lease ran out: every log gets an end, also when its worker is dead.
-
-        Not before Redis has been reachable for a lease and a margin: an outage must not look like dead workers.
-        """
+        """Not before Redis has been reachable for a lease and a margin: an outage must not look like dead workers."""
         now = asyncio.get_running_loop().time()
         if (
             self._reachable_since is None
@@ -163,29 +229,20 @@ class Control:
         ):
             return
         for partition in list(self._led):
-            keys = self._redis.keyspace[partition]
-            seconds, micros = await self._redis.command(partition, "TIME")
-            due = int(seconds) * 1000 + int(micros) // 1000
-            expired = await self._redis.command(
-                partition, "ZRANGE", keys.lease, "-inf", due, "BYSCORE", "LIMIT", 0, BATCH
-            )
-            for generation in expired:
-                await self._end_lost(generation.decode())
+            await self._reaper.reap(partition)
 
-    async def _end_lost(self, generation: str) -> None:
-        state = await self._log.state(generation)
-        if state is None or state.ended:
-            return
-        ended = Ended(
-            generation=generation,
-            state=State.FAILED.value,
-            provider=state.info.provider,
-            model=state.info.resolved_model,
-            failure=Failure(
-                "worker_lost",
-                "The worker that streamed this answer was lost. Send the request again.",
-                status=502,
-            ),
-        )
-        if await self._scripts.end(ended, state.attempt, expired_only=True) is EndResult.ENDED:
-            log.warning("%s: lease of attempt %d ran out, ended as failed", generation, state.attempt)
+    async def _expire(self) -> None:
+        for partition in list(self._led):
+            await self._reaper.expire(partition)
+
+    async def _dispatch(self) -> None:
+        for partition in list(self._led):
+            await self._reconciler.dispatch(partition)
+
+    async def _messages(self) -> None:
+        for partition in list(self._led):
+            await self._reconciler.messages(partition)
+
+    async def _compare(self) -> None:
+        if 0 in self._led:
+            await self._reconciler.books()

@@ -26,20 +26,23 @@ class Fenced(Exception):
     """Another attempt has the generation by now: this one may write nothing more."""
 
 
+class Behind(Exception):
+    """Redis has lost chunks that this attempt had published."""
+
+
 class LogWriter:
     """One attempt's way into its log."""
 
-    __slots__ = ("_appender", "_encoder", "_error", "_head_sent", "_in_flight", "_items", "_on_cancel", "_size",
-                 "_waiter", "attempt", "generation", "next")  # fmt: skip
+    __slots__ = ("_appender", "_departed", "_encoder", "_error", "_head_sent", "_in_flight", "_items", "_on_cancel",
+                 "_size", "_waiter", "attempt", "generation", "next", "published")  # fmt: skip
 
-    def __init__(
-        self, appender: Appender, claim: Claim, encoder: ChunkEncoder, *, on_cancel: Callable[[], None]
-    ) -> None:
+    def __init__(self, appender: Appender, claim: Claim, *, on_cancel: Callable[[], None]) -> None:
         self.generation = claim.generation
         self.attempt = claim.attempt
-        self.next = claim.next
+        self.next = self.published = claim.next
         self._appender = appender
-        self._encoder = encoder
+        self._encoder = ChunkEncoder()
+        self._departed = claim.next
         self._on_cancel = on_cancel
         self._items: list[bytes] = []
         self._size = 0
@@ -48,8 +51,18 @@ class LogWriter:
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    def begin(self, encoder: ChunkEncoder, *, base: int | None = None) -> None:
+        """The chunks to come are the encoder's: with its head where they begin at ``base``, else with the log's."""
+        self._encoder = encoder
+        self._head_sent = base is None
+        if base is not None:
+            self.next = self.published = base
+
     def put(self, items: list[bytes]) -> None:
-        """Take items to append. Raises Fenced where an append was refused, Unavailable where Redis stayed away."""
+        """Take items to append.
+
+        Raises Fenced or Behind where an append was refused, Unavailable where Redis stayed away.
+        """
         if self._error is not None:
             raise self._error
         if not self._items and not self._in_flight:
@@ -93,17 +106,21 @@ class LogWriter:
     def departed(self) -> Batch:
         """As ``take``, for the appender: an append of it is in flight from here on."""
         self._in_flight = True
-        return self.take()
+        batch = self.take()
+        self._departed = self.next
+        return batch
 
     def arrived(self, outcome: Append | Exception) -> None:
         """What became of the append in flight."""
         self._in_flight = False
+        if outcome is Append.OK or outcome is Append.CANCEL_ASKED:
+            self.published = self._departed
         if isinstance(outcome, Exception):
             self._error = outcome
         elif outcome is Append.CANCEL_ASKED:
             self._on_cancel()
         elif outcome is not Append.OK:
-            self._error = Fenced()
+            self._error = Behind() if outcome is Append.GAP else Fenced()
         if self._items and self._error is None:
             self._appender.mark(self)
         if self._waiter is not None:

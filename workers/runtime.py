@@ -18,14 +18,13 @@ import uvloop
 from sqlalchemy import Engine
 
 from consumers.hub import Hub
-from schemas.errors import Failure
 from schemas.messaging import STOPPING, WakeUp
 from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
 from stores.config import read_providers
 from stores.redis import Redis
-from stores.scripts import Rank, Renewal, Scripts
+from stores.scripts import Crashes, Rank, Renewal, Scripts
 from stores.sql import make_engine
 from workers.control import Control
 from workers.generate import Generator
@@ -35,7 +34,7 @@ log = logging.getLogger("tailrace.worker")
 #: How long a thread may keep the interpreter from the others, in seconds. Celery's thread and the streams' share it;
 #: with Python's own 5 ms each read of a stream could wait that long.
 SWITCH_INTERVAL = 0.0002
-#: How long running streams may go on after SIGTERM, in seconds; then they end as failed.
+#: How long running streams may go on after SIGTERM, in seconds; then other workers go on with them.
 GRACE = 4.0
 #: How long they may then take to say so in Redis, in seconds; a lease that runs out says it for those that can't.
 LAST_WORDS = 5.0
@@ -84,7 +83,11 @@ class Runtime:
         )
         scripts = Scripts(self._redis)
         self.generator = Generator(
-            scripts, self._providers, worker=self.worker, lease_ms=int(self.settings.lease_seconds * 1000)
+            scripts,
+            self._providers,
+            worker=self.worker,
+            lease_ms=int(self.settings.lease_seconds * 1000),
+            crashes=Crashes(self.settings.max_crashes),
         )
         self._hub = Hub(self._redis)
         for keys in self._redis.keyspace:
@@ -95,6 +98,7 @@ class Runtime:
             token=self.worker,
             rank=Rank.FIRST if self._bulk else Rank.SECOND,
             held=self.generator.held,
+            begin=self.begin,
             on_renewal=lambda g, a, r: self._loop.call_soon_threadsafe(self._on_renewal, g, a, r) and None,
         )
         self._control.start()
@@ -112,7 +116,13 @@ class Runtime:
             log.error("a message of version %s: update this worker", message["v"])
             on_end("newer")
             return
-        attempt = self._loop.create_task(self.generator.run(message["id"], message["queue"], message["seq"]))
+        queue, seq = message["queue"], message["seq"]
+        partition = message.get("partition")
+        attempt = self._loop.create_task(
+            self.generator.run(message["id"], queue, seq)
+            if partition is None
+            else self.generator.probed(partition, queue, seq)
+        )
         self._attempts.add(attempt)
 
         def done(attempt: asyncio.Task[str]) -> None:
@@ -129,7 +139,7 @@ class Runtime:
         return Books(self._engine)
 
     def drain(self) -> None:
-        """SIGTERM: let running streams end for a while, then end them. Returns at once."""
+        """SIGTERM: let running streams end for a while, then hand them on. Returns at once."""
         if not self._stopping:
             self._stopping = True
             self._drainer.start()
@@ -138,8 +148,7 @@ class Runtime:
         until = time.monotonic() + GRACE
         while self.generator.held and time.monotonic() < until:
             time.sleep(0.05)
-        failure = Failure("worker_stopped", "The worker was stopped. Send the request again.", status=502)
-        self._loop.call_soon_threadsafe(self.generator.stop, failure)
+        self._loop.call_soon_threadsafe(self.generator.release)
 
     def stop(self) -> None:
         """When no new task comes: see the running ones off, whose pool waits for them without bound."""
@@ -164,9 +173,12 @@ class Runtime:
         self._redis.close()
 
     def _on_control(self, payload: bytes) -> None:
-        verb, generation, attempt = payload.decode().split(" ")
+        verb, *rest = payload.decode().split(" ")
         if verb == "cancel":
+            generation, attempt = rest
             self.generator.cancel(generation, int(attempt))
+        elif verb == "recover":
+            self._control.recover()
 
     def _on_renewal(self, generation: str, attempt: int, renewal: Renewal) -> None:
         if renewal is Renewal.CANCEL_ASKED:

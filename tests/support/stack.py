@@ -52,6 +52,9 @@ SETTINGS: Mapping[str, str] = {
     "MAX_BODY_BYTES": str(4 * 1024 * 1024),
     "CORS_ORIGINS": ORIGIN,
 }
+#: Providers are asked once, but those that are there to be asked again.
+ONCE = {"tries": 1}
+AGAIN = {"tries": 4, "first": 0.1, "longest": 0.5, "total": 20}
 START_SECONDS = 60.0
 #: What is in Redis but not the keys of the pipeline itself.
 NOT_OURS = ("broker:*",)
@@ -161,18 +164,33 @@ class Stack:
         write_providers(
             self.folder / "providers.toml",
             {
-                "fake": {"base_url": self.backend.url, "timeout": _timeouts()},
-                "listed": {"base_url": self.backend.url, "models": ["fake", "only-here"]},
-                "silent": self.silent.url,
-                "keyed": {"base_url": self.backend.url, "api_key_env": "FAKE_API_KEY"},
-                "newer": {"base_url": self.backend.url, "max_tokens_field": "max_completion_tokens"},
+                "fake": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts()},
+                "listed": {"base_url": self.backend.url, "retry": ONCE, "models": ["fake", "only-here"]},
+                "silent": {"base_url": self.silent.url, "retry": ONCE},
+                "again": {"base_url": self.backend.url, "timeout": _timeouts(), "retry": AGAIN},
+                "prefills": {"base_url": self.backend.url, "retry": ONCE, "supports_prefill": True},
+                "keyed": {"base_url": self.backend.url, "retry": ONCE, "api_key_env": "FAKE_API_KEY"},
+                "newer": {
+                    "base_url": self.backend.url,
+                    "retry": ONCE,
+                    "max_tokens_field": "max_completion_tokens",
+                },
                 "nowhere": {
                     "base_url": f"http://127.0.0.1:{self.nowhere}/v1",
                     "timeout": _timeouts(connect=1),
+                    "retry": ONCE,
                 },
-                "slow-to-begin": {"base_url": self.backend.url, "timeout": _timeouts(first_chunk=0.4)},
-                "stalls": {"base_url": self.backend.url, "timeout": _timeouts(between_chunks=0.4)},
-                "endless": {"base_url": self.backend.url, "timeout": _timeouts(total=0.8)},
+                "slow-to-begin": {
+                    "base_url": self.backend.url,
+                    "retry": ONCE,
+                    "timeout": _timeouts(first_chunk=0.4),
+                },
+                "stalls": {
+                    "base_url": self.backend.url,
+                    "retry": ONCE,
+                    "timeout": _timeouts(between_chunks=0.4),
+                },
+                "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
             },
             aliases={"auto": ["fake:fake"], "team/best": ["fake:org/model-1", "fake:fake"]},
         )

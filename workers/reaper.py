@@ -1,0 +1,108 @@
+"""What a partition's leader ends or hands on: attempts whose lease ran out, and work that waits beyond its deadline."""
+
+from __future__ import annotations
+
+import logging
+
+from schemas.errors import DeadlineExceeded, Failure
+from schemas.records import Attempted, Ended, Usage
+from schemas.states import State
+from stores.chunklog import ChunkLog, LogState
+from stores.redis import Redis
+from stores.scripts import Crashes, EndResult, Scripts
+
+log = logging.getLogger("tailrace.control")
+
+#: Generations of one look.
+BATCH = 500
+#: How exactly Redis tells how long it has been up, and a worker when it was last heard of, in milliseconds.
+UPTIME_MARGIN_MS = 2000
+
+
+class Reaper:
+    """``lease_ms`` is how long a lease lasts after a renewal."""
+
+    def __init__(self, redis: Redis, *, lease_ms: int, crashes: Crashes) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+        self._log = ChunkLog(redis)
+        self._lease_ms = lease_ms
+        self._crashes = crashes
+
+    async def reap(self, partition: int) -> None:
+        """Leases that ran out: their generations wait for another attempt, or end where they lost too many workers."""
+        lease = self._redis.keyspace[partition].lease
+        now = await self._redis.now_ms(partition)
+        expired = await self._redis.command(
+            partition, "ZRANGE", lease, "-inf", now, "BYSCORE", "LIMIT", 0, BATCH, "WITHSCORES"
+        )
+        if not expired:
+            return
+        up_since = now - await self._uptime_ms(partition) - UPTIME_MARGIN_MS
+        for member, score in expired:
+            heard = int(float(score)) - self._lease_ms
+            # Where Redis started after the worker was last heard of, they may have gone down together, and what the
+            # worker published last with them.
+            await self._reap(member.decode(), skip=heard < up_since)
+
+    async def expire(self, partition: int) -> None:
+        """Work that waits beyond its deadline ends without being sent."""
+        deadlines = self._redis.keyspace[partition].deadlines
+        now = await self._redis.now_ms(partition)
+        due = await self._redis.command(
+            partition, "ZRANGE", deadlines, "-inf", now, "BYSCORE", "LIMIT", 0, BATCH
+        )
+        for member in due:
+            generation = member.decode()
+            state = await self._log.state(generation)
+            if state is None or state.ended:
+                await self._redis.command(partition, "ZREM", deadlines, generation)
+            elif state.state is not State.LEASED:
+                error = DeadlineExceeded("The request's 'timeout' ran out while it waited.")
+                await self._scripts.cancel(_ended(state, State.FAILED, error.failure()), state.info.queue)
+
+    async def _reap(self, generation: str, *, skip: bool) -> None:
+        state = await self._log.state(generation)
+        if state is None:
+            keys = self._redis.keys(generation)
+            await self._redis.command(keys.partition, "ZREM", keys.lease, generation)
+            return
+        past = Attempted(
+            number=state.attempt,
+            provider=state.info.provider,
+            model=state.info.resolved_model,
+            state="lost",
+            usage=Usage(estimated=True),
+        )
+        outcome = await self._scripts.reap(generation, state.attempt, past, crashes=self._crashes, skip=skip)
+        if outcome == "recovering":
+            log.warning("%s: the lease of attempt %d ran out, another one follows", generation, state.attempt)
+            return
+        failure = None
+        if outcome == "crashed":
+            failure = Failure(
+                "worker_lost",
+                f"{self._crashes.allowed} workers were lost while they streamed this answer: it is not tried again.",
+                status=502,
+            )
+        elif outcome != "cancelled":
+            return
+        ended = _ended(state, State.CANCELLED if failure is None else State.FAILED, failure)
+        if await self._scripts.end(ended, state.attempt, expired_only=True) is EndResult.ENDED:
+            log.warning("%s: the lease of attempt %d ran out, %s", generation, state.attempt, ended.state)
+
+    async def _uptime_ms(self, partition: int) -> int:
+        info: bytes = await self._redis.command(partition, "INFO", "server")
+        _, _, rest = info.partition(b"uptime_in_seconds:")
+        return int(rest.split(b"\r\n", 1)[0]) * 1000
+
+
+def _ended(state: LogState, end: State, failure: Failure | None) -> Ended:
+    return Ended(
+        generation=state.generation,
+        state=end.value,
+        provider=state.info.provider,
+        model=state.info.resolved_model,
+        usage=Usage(estimated=True) if state.state is State.LEASED else Usage(),
+        failure=failure,
+    )
