@@ -16,27 +16,34 @@ import msgspec
 from consumers.hub import Hub, LogReader
 from consumers.lookup import Completion, Finder, from_books, from_redis
 from schemas.codec import Renderer, chunks_of, split_items
-from schemas.errors import Conflict, Failure, GenerationFailed, NotFound, Restarted
+from schemas.errors import Conflict, Failure, GenerationFailed, NotFound, Restarted, Unavailable
 from schemas.fold import Fold
 from schemas.records import StoredLog
 from schemas.states import State
 from stores.books import Books
 from stores.chunklog import ChunkLog, Entry
-from stores.redis import Redis
-from stores.scripts import EndEntry
+from stores.redis import RETRY_LAST, Redis
+from stores.scripts import HOLDER_PATIENCE, EndEntry
 
+#: How long a reader who has begun waits for a Redis that is away, in seconds: as long as the worker that writes does.
+OUTAGE = HOLDER_PATIENCE
 #: Items that one entry holds when a log is read from the books.
 BOOKS_PAGE = 512
 
 
 class Follow:
-    """One reader's way through one completion. ``head`` may change with the first entry of a live log."""
+    """One reader's way through one completion.
+
+    The entries that one call of ``next`` gives are of one attempt, and ``head`` is theirs. ``last`` is the index that
+    the reader has everything up to, -1 while it has nothing.
+    """
 
     def __init__(
         self,
         completion: Completion,
         books: Books,
         *,
+        after: int = -1,
         expected: int,
         head: bytes = b"{}",
         reader: LogReader | None = None,
@@ -44,11 +51,14 @@ class Follow:
     ) -> None:
         self.completion = completion
         self.expected = expected
+        self.base = completion.base
+        self.last = after
         self.head = head
         self.end: EndEntry | None = None
         self._books = books
         self._reader = reader
         self._entries: list[Entry] = []
+        self._from_sql = reader is None
         if reader is None:
             self._entries = self._stored_entries(completion, stored)
 
@@ -59,29 +69,58 @@ class Follow:
         return c.ended and self.expected >= c.next
 
     async def next(self) -> list[Entry]:
-        """The next entries; the last one of all has ``end``. Raises Restarted, Unavailable, and NotFound for a log
-        that was deleted meanwhile."""
-        if self._entries:
-            entries, self._entries = self._entries, []
-        elif self._reader is not None:
-            entries = await self._reader.next()
-            if not entries:
-                entries = await self._from_books()
-            else:
-                state = self._reader.state
-                if state is not None and state.base > self.expected:
-                    raise Restarted(state.base)
-                if state is not None and len(state.head) > 2:
-                    self.head = state.head
-        else:
+        """The next entries; the last one of all has ``end``.
+
+        Raises Restarted where the chunks that the reader has were abandoned; called again, it goes on with the new
+        attempt's first one. Raises NotFound for a log that was deleted meanwhile, and Unavailable where Redis stays
+        away longer than ``OUTAGE``.
+        """
+        while True:
+            entries = await self._take()
+            restart = next((place for place, e in enumerate(entries) if e.restart), None)
+            if restart is not None:
+                self._entries = entries[restart + 1 :]
+                self.base = self.expected = entries[restart].first
+                if self.last >= 0:
+                    self.last = -1
+                    raise Restarted(self.base)
+                continue
+            for entry in entries:
+                if entry.head is not None:
+                    self.head = entry.head
+                if entry.items:
+                    self.last = entry.next - 1
+                self.expected = max(self.expected, entry.next)
+                if entry.end is not None:
+                    self.end = entry.end
+            if entries:
+                return entries
+
+    async def _take(self) -> list[Entry]:
+        if not self._entries and self._reader is not None:
+            entries = await self._from_redis(self._reader)
+            if entries:
+                return entries
+            self._reader.close()
+            self._reader = None
+        if not self._entries and not self._from_sql:
+            self._entries = await self._from_books()
+            self._from_sql = True
+        if not self._entries:
             raise NotFound(f"The chunks of '{self.completion.id}' are gone.")
-        for entry in entries:
-            if entry.head is not None:
-                self.head = entry.head
-            self.expected = max(self.expected, entry.next)
-            if entry.end is not None:
-                self.end = entry.end
+        entries, self._entries = self._entries, []
         return entries
+
+    async def _from_redis(self, reader: LogReader) -> list[Entry]:
+        """What comes next, also after an outage; nothing where the log has left Redis."""
+        while True:
+            try:
+                return await reader.next()
+            except Unavailable:
+                away = asyncio.get_running_loop().time() - reader.reached
+                if self.completion.ended or away > OUTAGE:  # who reads what is finished may as well ask again
+                    raise
+            await asyncio.sleep(RETRY_LAST)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -102,30 +141,46 @@ class Follow:
         finally:
             self.close()
 
+    async def fold(self, renderer: Renderer) -> tuple[Fold, Failure | None]:
+        """All chunks of the final attempt, and what kept it from being whole."""
+        fold = Fold()
+        try:
+            while self.end is None:
+                try:
+                    entries = await self.next()
+                except Restarted:
+                    fold = Fold()
+                    continue
+                renderer.set_head(self.head)
+                for entry in entries:
+                    for chunk in chunks_of(entry.items, renderer):
+                        fold.add(chunk)
+            return fold, failure_of(self.end)
+        finally:
+            self.close()
+
     async def _from_books(self) -> list[Entry]:
         """The log left Redis while we read it: it was settled, so the books have it, or it was deleted."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
         row = await asyncio.to_thread(self._books.completion, self.completion.id)
         if row is None or row.ended_ms is None:
             raise NotFound(f"The completion '{self.completion.id}' is gone.")
         completion = from_books(row)
-        if completion.base > self.expected:
-            raise Restarted(completion.base)
         stored = await asyncio.to_thread(self._books.stored_log, self.completion.generation)
-        return self._stored_entries(completion, stored)
+        restarts: list[Entry] = []
+        if completion.base > self.base:
+            restarts.append(Entry(completion.base, restart=True))
+            self.expected = completion.base
+        return restarts + self._stored_entries(completion, stored)
 
     def _stored_entries(self, completion: Completion, stored: StoredLog | None) -> list[Entry]:
         """What the books have after this reader's place, with the end. Raises NotFound where no text is kept."""
         at = self.expected
         entries: list[Entry] = []
         if stored is not None:
-            self.head = stored.head
             items = split_items(stored.items) if stored.items else []
             items = items[max(0, at - stored.base) :]
             entries.extend(
-                Entry(at + start, items[start : start + BOOKS_PAGE])
+                Entry(at + start, items[start : start + BOOKS_PAGE], head=stored.head)
                 for start in range(0, len(items), BOOKS_PAGE)
             )
             at += len(items)
@@ -150,12 +205,13 @@ class Followers:
     async def open(self, completion: Completion, after: int = -1) -> Follow:
         """A follow of a completion that was just found, with what comes after index ``after``.
 
-        Raises Conflict for an index that isn't there: past the tail of an unfinished log, or before ``base``.
+        Raises Conflict for an index that isn't there: past the tail of an unfinished log, or (Restarted) before
+        ``base``.
         """
         if completion.live is None:
             expected = first_index(completion, after)
             stored = await asyncio.to_thread(self._books.stored_log, completion.generation)
-            return Follow(completion, self._books, expected=expected, stored=stored)
+            return Follow(completion, self._books, after=after, expected=expected, stored=stored)
         reader = self.hub.reader(completion.generation, after)
         try:
             state = await reader.open(subscribe=not completion.ended)
@@ -166,7 +222,9 @@ class Followers:
                 return await self.open(found, after)
             found = from_redis(state)
             reader.expected = first_index(found, after)
-            return Follow(found, self._books, expected=reader.expected, head=state.head, reader=reader)
+            return Follow(
+                found, self._books, after=after, expected=reader.expected, head=state.head, reader=reader
+            )
         except BaseException:
             reader.close()
             raise
@@ -203,9 +261,9 @@ def failure_of(end: EndEntry) -> Failure | None:
 
 async def collect(follow: Follow, renderer: Renderer) -> dict[str, Any]:
     """The whole answer as a ``chat.completion``. Raises GenerationFailed."""
-    fold = Fold()
-    async for _, chunk in follow.chunks(renderer):
-        fold.add(chunk)
+    fold, failure = await follow.fold(renderer)
+    if failure is not None:
+        raise GenerationFailed(failure)
     return fold.completion()
 
 
@@ -221,16 +279,14 @@ def renderer_for(completion: Completion, *, flat_logprobs: bool = False) -> Rend
 
 
 def first_index(completion: Completion, after: int) -> int:
-    """The index that a reader who has everything up to ``after`` starts at. Raises Conflict for a place that isn't."""
+    """The index that a reader who has everything up to ``after`` starts at.
+
+    Raises Restarted where what it has was abandoned, Conflict for an index that is not there yet.
+    """
     if after == -1:
         return completion.base
-    if after + 1 < completion.base:
-        raise Conflict(
-            f"The answer was started again at index {completion.base}; what you have of it does not belong to it. "
-            "Start from -1.",
-            param="x-last-chunk-index",
-            code="restarted",
-        )
+    if after < completion.base:
+        raise Restarted(completion.base, param="x-last-chunk-index")
     if completion.ended:
         return min(after + 1, completion.next)  # past the end there is the end
     if after >= completion.next:

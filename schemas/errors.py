@@ -116,8 +116,11 @@ class Restarted(Conflict):
 
     code = "restarted"
 
-    def __init__(self, base: int) -> None:
-        super().__init__(f"The answer was started again at index {base}. Start from -1.")
+    def __init__(self, base: int, *, param: str | None = None) -> None:
+        super().__init__(
+            f"The answer was started again at index {base}; the chunks before it don't belong to it. Start from -1.",
+            param=param,
+        )
         self.base = base
 
 

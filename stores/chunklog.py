@@ -47,15 +47,18 @@ class LogState(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One entry: consecutive ``items`` of which the first has the index ``first``, or the log's ``end``.
+    """One entry: consecutive ``items`` of which the first has the index ``first``, or the log's ``end``, or a
+    ``restart``: what comes before ``first`` was abandoned, and a new attempt begins there.
 
-    ``head`` comes with an attempt's first chunks on the channel, and never from a range.
+    ``head`` is that of the items: there with the first ones of an attempt on the channel, and with all that ``read``
+    gives.
     """
 
     first: int
     items: list[bytes] = []
     end: EndEntry | None = None
     head: bytes | None = None
+    restart: bool = False
 
     @property
     def next(self) -> int:
@@ -66,14 +69,20 @@ _end_decoder = msgspec.json.Decoder(EndEntry)
 _metadata_decoder: msgspec.json.Decoder[dict[str, str] | None] = msgspec.json.Decoder(dict[str, str] | None)
 
 
-def parse_entry(entry_id: bytes, fields: list[bytes]) -> Entry | None:
+def parse_entry(entry_id: bytes, fields: list[bytes], head: bytes | None = None) -> Entry | None:
     """An entry of a range; None for a marker that this version has no use for."""
     index = int(entry_id[: entry_id.index(b"-")])
     if fields[0] == b"c":
         items = split_items(fields[1])
-        return Entry(index - len(items), items)
-    if fields[0] == b"e":
-        return Entry(index, end=_end_decoder.decode(fields[1]))
+        return Entry(index - len(items), items, head=head)
+    return _parse_marker(fields[0], index, fields[1])
+
+
+def _parse_marker(kind: bytes, index: int, body: bytes) -> Entry | None:
+    if kind == b"e":
+        return Entry(index, end=_end_decoder.decode(body))
+    if kind == b"r":
+        return Entry(int(body), restart=True)
     return None
 
 
@@ -89,15 +98,12 @@ def parse_message(payload: bytes) -> Entry | None:
         head, _, body = body.partition(b"\n")
         items = split_items(body)
         return Entry(index - len(items), items, head=head)
-    if kind == b"e":
-        return Entry(index, end=_end_decoder.decode(body))
-    return None
+    return _parse_marker(kind, index, body)
 
 
-def _parse_range(rows: list[Any], count: int) -> tuple[list[Entry], bool]:
-    """The answer to an XRANGE of at most ``count`` entries, and whether there may be more."""
-    found = [parse_entry(row[0], row[1]) for row in rows]
-    return [entry for entry in found if entry is not None], len(rows) == count
+def _belongs(entry: Entry, base: int) -> bool:
+    """Whether an entry belongs to the attempt that begins at ``base``, the last one there is."""
+    return entry.end is not None or (entry.first >= base and not entry.restart)
 
 
 class ChunkLog:
@@ -117,9 +123,11 @@ class ChunkLog:
     async def read(
         self, generation: str, after: int, *, count: int = PAGE, patience: float = PATIENCE
     ) -> tuple[LogState | None, list[Entry], bool]:
-        """The state, up to ``count`` entries after index ``after``, and whether there is more.
+        """The state, what belongs to its attempt of up to ``count`` entries after index ``after``, and whether there
+        are more.
 
-        Both are of one moment: the head of the entries is in the state, and an end in the state is in the entries.
+        Both are of one moment: an end in the state is in the entries, and of attempts that were abandoned by then
+        nothing is. ``base`` in the state says where the attempt begins: read on from there, if ``after`` is before it.
         The first entry may begin before ``after + 1``: entries hold several chunks.
         """
         keys = self.redis.keys(generation)
@@ -133,16 +141,18 @@ class ChunkLog:
         state = self._state(generation, values)
         if state is None:
             return None, [], False
-        entries, more = _parse_range(rows, count)
-        return state, entries, more
+        found = [parse_entry(row[0], row[1], state.head) for row in rows]
+        entries = [entry for entry in found if entry is not None and _belongs(entry, state.base)]
+        return state, entries, len(rows) == count
 
     async def entries(self, generation: str, after: int, *, count: int = PAGE) -> tuple[list[Entry], bool]:
-        """As ``read``, without the state."""
+        """All entries, those of abandoned attempts and restart markers too; without the state and its head."""
         keys = self.redis.keys(generation)
         rows: list[Any] = await self.redis.command(
             keys.partition, "XRANGE", keys.log(generation), f"({after + 1}-0", "+", "COUNT", count
         )
-        return _parse_range(rows, count)
+        found = [parse_entry(row[0], row[1]) for row in rows]
+        return [entry for entry in found if entry is not None], len(rows) == count
 
     async def pages(self, generation: str, after: int) -> AsyncIterator[list[Entry]]:
         """All entries after ``after`` that are there now, page by page."""
@@ -158,7 +168,7 @@ class ChunkLog:
         parts: list[bytes] = []
         async for entries in self.pages(generation, state.base - 1):
             for entry in entries:
-                parts.extend(entry.items[max(0, state.base - entry.first) :])
+                parts.extend(entry.items)
         return StoredLog(state.head, b"\n".join(parts), state.base, state.base + len(parts))
 
     async def drop(self, generation: str) -> None:
