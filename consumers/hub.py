@@ -73,7 +73,9 @@ class LogReader:
             self.base = self.state.base
             self.expected = max(self.expected, self.base)
         # An end that isn't among them (this reader is past it, or the log went before its state) is asked for again.
-        whole = self.state is None or not self.state.ended or any(entry.end is not None for entry in self._found)
+        whole = (
+            self.state is None or not self.state.ended or any(entry.end is not None for entry in self._found)
+        )
         self._stale = self._stale or more or not whole
         if self.state is None or self.state.ended:
             self._hub.remove(self)

@@ -122,7 +122,9 @@ steps = st.lists(
 
 @examples(60)
 @given(steps=steps, settled=st.booleans())
-async def test_no_reader_ever_gets_a_splice(house: House, steps: list[tuple[str, Any]], settled: bool) -> None:
+async def test_no_reader_ever_gets_a_splice(
+    house: House, steps: list[tuple[str, Any]], settled: bool
+) -> None:
     """Any sequence of attempts and chunks, readers at any index: what one reads is of one attempt and has no gap.
     Who starts at -1 and hears of no restart gets exactly the final attempt; who collects gets it in any case."""
     record = accepted()

@@ -23,7 +23,7 @@ import redis
 from sqlalchemy import Engine, func, select
 
 from schemas.keys import Keys
-from schemas.tables import completions, usage
+from schemas.tables import attempts, completions, usage
 from stores.apikeys import ApiKeys
 from stores.books import Books
 from stores.migration import migrate
@@ -322,6 +322,15 @@ class Stack:
 
         wait_until(known, what="end in the books")
         return [rows[completion_id] for completion_id in completion_ids]
+
+    def attempts(self, completion_id: str) -> list[tuple[int, str]]:
+        """Number and state of each attempt that the books know of."""
+        columns = (attempts.c.number, attempts.c.state)
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                select(*columns).where(attempts.c.generation_id == completion_id).order_by(attempts.c.number)
+            )
+            return [(row.number, row.state) for row in rows]
 
     def forget(self, *completion_ids: str) -> None:
         """As when the chunk logs' time is over: wait for the settling to set it, then let it be over now."""

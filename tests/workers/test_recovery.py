@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from schemas.keys import Keys
-from stores.books import Books
 from tests.support.api import Api, asking, ordered
 from tests.support.backend import Received
 from tests.support.stack import Part, Stack
@@ -134,7 +133,7 @@ class TestRestart:
         assert api.stored(stream.id)["choices"][0]["message"]["content"] == "another answer"
 
     def test_before_the_first_chunk_nobody_notices(self, stack: Stack, api: Api) -> None:
-        orders = [{"stall_after": 0}, {"chunks": 5}]
+        orders = [{"first_delay_ms": 60_000}, {"chunks": 5}]
         with api.events(asking(api.tenant, temperature=1, fake=orders)) as stream:
             wait_until(lambda: len(asked(api)) == 1, what="request")
             kill(stack, stream.id)
@@ -226,15 +225,7 @@ def test_each_attempt_has_its_row(stack: Stack, api: Api) -> None:
     streaming(stack, completion_id)
     kill(stack, completion_id)
     stack.settled(completion_id)
-    assert attempts(stack.books, completion_id) == [(1, "lost"), (2, "completed")]
-
-
-def attempts(books: Books, completion_id: str) -> list[tuple[int, str]]:
-    with books.engine.connect() as connection:
-        rows: Any = connection.exec_driver_sql(
-            f"SELECT number, state FROM attempts WHERE generation_id = '{completion_id}' ORDER BY number"
-        )
-        return [tuple(row) for row in rows]
+    assert stack.attempts(completion_id) == [(1, "lost"), (2, "completed")]
 
 
 class TestMessages:

@@ -1,4 +1,4 @@
-"""SIGTERM to a worker process: what it streams gets an end, what it has not begun is another's."""
+"""SIGTERM to a worker process: others go on with what it streams, and begin what it has not begun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.api import asking
+from tests.support.api import asking, ordered, text_of
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
@@ -34,17 +34,56 @@ def stop(stack: Stack, name: str) -> None:
     assert "Traceback" not in worker.log.read_text()
 
 
-def test_a_worker_that_streams_stops_and_its_reader_gets_an_end(stack: Stack) -> None:
-    """The process waits for its streams, and they don't wait for ever."""
+def test_another_worker_goes_on_with_what_a_stopped_one_streamed(stack: Stack) -> None:
+    """The reader of a deterministic stream notices nothing, and no worker counts as lost."""
     stack.add_worker("streams", "interactive", 4)
-    with stack.api() as api, api.events(asking(fake={"stall_after": 3})) as stream:
-        assert len(stream.next(3)) == 3
+    orders = [{"chunks": 300, "interval_ms": 50}, {"chunks": 300, "interval_ms": 1}]
+    with stack.api() as api, api.events(asking(temperature=0, fake=orders)) as stream:
+        frames = stream.next(3)
         stop(stack, "streams")
-        assert stream.rest()[-1].data.startswith("worker_stopped: ")
-    (row,) = stack.settled(stream.id)
-    assert row.generation
-    assert row.generation.failure
-    assert row.generation.failure.code == "worker_stopped"
+        frames += stream.rest()
+        assert frames[-1].event == "done"
+        assert [frame.id for frame in frames] == list(range(len(frames)))
+        assert text_of(frame.data for frame in frames) == ordered(300)
+    stack.settled(stream.id)
+    assert stack.attempts(stream.id) == [(1, "released"), (2, "completed")]
+    assert "crashes" not in stack.state(stream.id)
+
+
+def test_a_stream_that_ends_soon_is_not_handed_on(stack: Stack) -> None:
+    stack.add_worker("streams", "interactive", 4)
+    with (
+        stack.api() as api,
+        api.events(asking(temperature=1, fake={"chunks": 30, "interval_ms": 50})) as stream,
+    ):
+        frames = stream.next(3)
+        stop(stack, "streams")
+        frames += stream.rest()
+        assert frames[-1].event == "done"
+    stack.settled(stream.id)
+    assert stack.attempts(stream.id) == [(1, "completed")]
+
+
+def test_a_rolling_restart_under_load(stack: Stack) -> None:
+    """Two workers, one after the other, with a hundred deterministic streams: no reader sees an error."""
+    for name in ("a", "b"):
+        stack.add_worker(name, "interactive", 64)
+    order = [{"chunks": 150, "interval_ms": 80}, {"chunks": 150, "interval_ms": 40}, {"chunks": 150}]
+    with stack.api() as api:
+        ids = [api.background(f"{number}", temperature=0, fake=order) for number in range(100)]
+        for name in ("a", "b"):
+            stop(stack, name)
+            stack.add_worker(f"{name}'", "interactive", 64)
+        for completion_id in ids:
+            whole = api.follow(completion_id)
+            assert whole.last.event == "done"
+            assert list(whole.chunks) == list(range(len(whole.chunks)))
+            assert whole.text == ordered(150)
+    stack.settled(*ids)
+    states = {state for completion_id in ids for _, state in stack.attempts(completion_id)}
+    assert states <= {"released", "completed"}
+    for name in ("a'", "b'"):
+        stop(stack, name)
 
 
 @contextmanager
