@@ -27,9 +27,6 @@ from tests.support.ports import free_port
 from tests.support.stack import SETTINGS, Stack
 from tests.support.valkey import wait_until
 
-#: Beyond its lease: how long the end of a dead worker's streams may take, in seconds.
-MARGIN = 8.0
-
 
 def test_one_process_carries_hundreds_of_streams_at_once(api: Api, stack: Stack) -> None:
     """300 answers at the same time, each whole, with its own chunks in order."""
@@ -65,30 +62,23 @@ def test_one_process_carries_hundreds_of_streams_at_once(api: Api, stack: Stack)
 
 
 class TestKilled:
-    def test_readers_of_a_killed_worker_get_an_end(self, api: Api, stack: Stack) -> None:
-        """Within its lease and a margin, with what was said; streams of other workers go on; nobody hangs."""
+    def test_a_killed_worker_costs_its_readers_nothing(self, api: Api, stack: Stack) -> None:
+        """Within its lease and a margin others go on with what it streamed; streams of other workers never stop."""
         ids: list[str] = []
         lost: list[str] = []
         with stack.worker("victim", "interactive", 50) as victim:
             while len(lost) < 3:
-                ids.append(api.background(fake={"chunks": 200, "interval_ms": 30}))
+                ids.append(api.background(temperature=0, fake={"chunks": 200, "interval_ms": 30}))
                 wait_until(lambda: "worker" in stack.state(ids[-1]), what="claim")
                 if stack.worker_of(ids[-1]) is victim:
                     lost.append(ids[-1])
                 assert len(ids) < 100
             wait_until(lambda: all(int(stack.state(i)["next"]) > 0 for i in lost), what="first chunks")
-        killed = time.monotonic()
-        for completion_id in lost:
-            whole = api.follow(completion_id)
-            assert whole.error.startswith("worker_lost: ")
-            assert ordered(200).startswith(whole.text)
-            assert whole.text
-        assert time.monotonic() - killed < float(SETTINGS["LEASE_SECONDS"]) + MARGIN
         for completion_id in ids:
-            if completion_id not in lost:
-                assert api.follow(completion_id).text == ordered(200)
+            assert api.follow(completion_id).text == ordered(200)
         rows = stack.settled(*ids)
-        assert {row.id for row in rows if row.status == "failed"} == set(lost)
+        assert {row.status for row in rows} == {"completed"}
+        assert {row.id for row in rows if row.usage and row.usage.attempts > 1} == set(lost)
 
     def test_a_killed_gateway_costs_its_readers_nothing(self, api: Api, stack: Stack) -> None:
         """Another one goes on from the last chunk that came, without a gap or a repeat."""
