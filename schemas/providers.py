@@ -49,6 +49,19 @@ class Timeout(_Table):
     total: Seconds = 900.0
 
 
+class Retry(_Table):
+    """When a failed call is made again. ``tries`` counts calls in all: 1 is never again. The rest are seconds.
+
+    The wait is a random part of ``first``, then of its double and so on up to ``longest``, or what the provider asks
+    for where that is more. No try begins later than ``total`` after the first one did.
+    """
+
+    tries: Annotated[int, Field(ge=1)] = 5
+    total: Seconds = 300.0
+    first: Seconds = 0.5
+    longest: Seconds = 30.0
+
+
 class Price(_Table):
     """Per million tokens. ``cached_input`` is ``input`` where it is not given."""
 
@@ -93,6 +106,7 @@ class Provider(_Table):
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     timeout: Timeout = Timeout()
+    retry: Retry = Retry()
     supports_prefill: bool = False
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     models: Annotated[list[Name], Field(min_length=1)] | None = None
@@ -236,6 +250,8 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
             table = Provider
         case ("providers", _, "timeout"):
             table = Timeout
+        case ("providers", _, "retry"):
+            table = Retry
         case ("providers", _, "prices", _):
             table = Price
         case _:
