@@ -42,7 +42,7 @@ class TailraceError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        retry_after: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -173,7 +173,10 @@ class DeadlineExceeded(TailraceError):
 
 
 class ProviderError(TailraceError):
-    """A model backend failed. ``provider_status`` is its HTTP status, None where there was no answer."""
+    """A model backend failed. ``provider_status`` is its HTTP status, None where there was no answer.
+
+    ``retry_after`` is what it asked to wait, in seconds. ``final`` says that another call would end alike.
+    """
 
     type = "provider_error"
     code = "provider_error"
@@ -186,10 +189,12 @@ class ProviderError(TailraceError):
         type: str | None = None,
         param: str | None = None,
         provider_status: int | None = None,
+        retry_after: float | None = None,
+        final: bool = False,
     ) -> None:
-        super().__init__(message, param=param, code=code)
+        super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.provider_status = provider_status
-        self.retry_after: float | None = None
+        self.final = final
         if type is not None:
             self.error_type = type
         else:

@@ -50,9 +50,13 @@ class Timeout(_Table):
 
 
 class Retry(_Table):
-    """ """
+    """When a failed call is made again. ``tries`` counts calls in all: 1 is never again. The rest are seconds.
 
-    tries: int = 5
+    The wait is a random part of ``first``, then of its double and so on up to ``longest``, or what the provider asks
+    for where that is more. No try begins later than ``total`` after the first one did.
+    """
+
+    tries: Annotated[int, Field(ge=1)] = 5
     total: Seconds = 300.0
     first: Seconds = 0.5
     longest: Seconds = 30.0
@@ -246,6 +250,8 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
             table = Provider
         case ("providers", _, "timeout"):
             table = Timeout
+        case ("providers", _, "retry"):
+            table = Retry
         case ("providers", _, "prices", _):
             table = Price
         case _:

@@ -38,6 +38,7 @@ class Replay:
         shared = decode_head(head)
         self._choices: dict[int, PublishedChoice] = {}
         self._top: set[str] = set()
+        self._recorded = False
         usage_last = False
         for item in items:
             chunk = decode_item(item, shared)
@@ -48,6 +49,7 @@ class Replay:
                 self._choice(index).record(piece)
         for choice in self._choices.values():
             choice.seal()
+        self._recorded = True
         self._usage_due = usage_last and all(choice.finished for choice in self._choices.values())
         self._regenerated = self._behind == 0
         self._held: list[dict[str, Any]] = []
@@ -107,6 +109,8 @@ class Replay:
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = PublishedChoice()
+            if self._recorded:
+                choice.seal()
         return choice
 
     def _passed(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""One attempt at one generation: the provider's chunks into the log, from the first one or from where an earlier attempt
-left off.
+"""One attempt at one generation: the provider's chunks into the log, from the first one or from where an earlier
+attempt left off.
 
 The reading side never waits for Redis as long as little is outstanding: what arrives while an append is in flight goes
 out with the next one, so chunks share entries under load and go alone at a human pace.

@@ -1,9 +1,9 @@
-"""The control thread of a worker process: lease renewal, recovery, and for the partitions that it leads the ledger drain,
-the reaper and the reconciler.
+"""The control thread of a worker process: lease renewal, recovery, and for the partitions that it leads the ledger
+drain, the reaper and the reconciler.
 
 It has an event loop of its own, so nothing here waits behind streams. Each partition has one leader among all worker
-processes, by an expiring lock that fences what it does. A worker for bulk goes before one whose streams somebody watches:
-what a leader does takes the interpreter from them.
+processes, by an expiring lock that fences what it does. A worker for bulk goes before one whose streams somebody
+watches: what a leader does takes the interpreter from them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FAILURE_PAUSE = 1.0
 
 
 class Control:
-    """``held`` is the generator's; ``begin`` starts an attempt on the loop of the streams, and is told of its end there;
+    """``held`` is the generator's; ``begin`` starts an attempt on the loop of the streams and tells of its end there;
     ``on_renewal`` is told of leases that were lost or are to be cancelled.
     """
 

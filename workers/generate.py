@@ -13,7 +13,7 @@ from enum import Enum
 from schemas.errors import Failure, ProviderError, TailraceError, Unavailable
 from schemas.providers import Providers
 from schemas.records import Ended
-from schemas.retries import delay, retryable
+from schemas.retries import next_try
 from schemas.states import State
 from stores.rows import storable
 from stores.scripts import NOTHING, Batch, Crashes, EndResult, Left, NotClaimed, Scripts
@@ -156,15 +156,14 @@ class Generator:
 
     async def _pause(self, attempt: Attempt, error: ProviderError) -> float | None:
         """Seconds before a provider that failed is asked again; None where it isn't."""
-        if not retryable(error):
-            return None
-        policy = attempt.provider.retry
         tries = attempt.claim.tries + 1
-        if tries >= policy.tries:
+        pause = next_try(
+            error, tries=tries, elapsed=attempt.age, policy=attempt.provider.retry, random=random.random
+        )
+        if pause is None:
             return None
-        pause = delay(tries, policy=policy, retry_after=error.retry_after, random=random.random)
         left = await attempt.time_left()
-        if attempt.age + pause > policy.total or (left is not None and pause >= left):
+        if left is not None and pause >= left:
             return None
         log.info("%s: try %d failed (%s), again in %.1f s", attempt.claim.generation, tries, error, pause)
         return max(pause, 0.001)

@@ -7,6 +7,7 @@ httpx's own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -19,6 +20,7 @@ from httpx_aiohttp import AiohttpTransport
 from schemas.codec import BadChunk, dumps, loads
 from schemas.errors import DeadlineExceeded, ProviderError, TailraceError
 from schemas.providers import Provider
+from schemas.retries import retry_after
 from schemas.sse import SSEParser, SSETooLarge
 from stores.rows import storable
 
@@ -90,7 +92,7 @@ class Patience:
             if self._deadline:
                 return DeadlineExceeded("The request's 'timeout' ran out before the answer was whole.")
             return ProviderError(
-                f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout"
+                f"The answer took longer than {limits.total:g} s in all.", code="provider_timeout", final=True
             )
         if self._begun:
             return ProviderError(
@@ -219,10 +221,12 @@ async def _refusal(provider: Provider, response: httpx.Response) -> ProviderErro
                 break
     except BROKEN:
         pass
-    return refusal(provider.name, response.status_code, body)
+    wait = retry_after(response.headers, time.time())
+    return refusal(provider.name, response.status_code, body, wait=wait)
 
 
-def refusal(name: str, status: int, body: bytes) -> ProviderError:
+def refusal(name: str, status: int, body: bytes, *, wait: float | None = None) -> ProviderError:
+    """An answer that is not 200, as an error. ``wait`` is what its headers ask for, in seconds."""
     try:
         parsed = loads(body)
     except BadChunk:
@@ -234,10 +238,12 @@ def refusal(name: str, status: int, body: bytes) -> ProviderError:
             code="provider_auth",
             provider_status=status,
         )
-    return provider_error(name, detail, status=status, body=body)
+    return provider_error(name, detail, status=status, body=body, wait=wait)
 
 
-def provider_error(name: str, detail: Any, *, status: int | None = None, body: bytes = b"") -> ProviderError:
+def provider_error(
+    name: str, detail: Any, *, status: int | None = None, body: bytes = b"", wait: float | None = None
+) -> ProviderError:
     """From an ``error`` object in OpenAI's shape, or whatever stands in its place."""
     fields = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
     code = fields.get("code")
@@ -249,6 +255,7 @@ def provider_error(name: str, detail: Any, *, status: int | None = None, body: b
         type=_word(fields.get("type")),
         param=_word(fields.get("param")),
         provider_status=status,
+        retry_after=wait,
     )
 
 

@@ -23,6 +23,7 @@ max_concurrency = 64
 requests_per_minute = 6000
 tokens_per_minute = 100000
 timeout = { connect = 5, first_chunk = 120, between_chunks = 60, total = 900 }
+retry = { tries = 3, total = 100, first = 1, longest = 20 }
 supports_prefill = true
 max_tokens_field = "max_completion_tokens"
 models = ["smollm2", "llama3:8b"]
@@ -76,6 +77,7 @@ def test_a_provider_has_what_its_table_says(providers: Providers) -> None:
         "requests_per_minute": 6000,
         "tokens_per_minute": 100000,
         "timeout": {"connect": 5, "first_chunk": 120, "between_chunks": 60, "total": 900},
+        "retry": {"tries": 3, "total": 100, "first": 1, "longest": 20},
         "supports_prefill": True,
         "max_tokens_field": "max_completion_tokens",
         "models": ["smollm2", "llama3:8b"],
@@ -91,6 +93,7 @@ def test_a_url_is_all_that_a_provider_needs() -> None:
     providers = load_providers(SOUND, source="providers.toml")
     assert providers.default == "a"
     assert providers.providers["a"].timeout.total == 900
+    assert providers.providers["a"].retry.tries == 5
 
 
 def test_prices_fall_back_to_the_star(providers: Providers) -> None:
@@ -137,6 +140,8 @@ def test_listed_knows_yes_no_and_don_t_know(providers: Providers) -> None:
             "is required where there are several providers (a, b)",
         ),
         ("defualt = 3\n" + SOUND, "defualt", "is not a known field; did you mean 'default'?"),
+        (SOUND + "retry = { tries = 0 }", "providers.a.retry.tries", "must be at least 1"),
+        (SOUND + "retry = { trys = 2 }", "providers.a.retry.trys", "did you mean 'tries'?"),
         (SOUND + "max_concurency = 3", "providers.a.max_concurency", "did you mean 'max_concurrency'?"),
         (SOUND + "colour = 3", "providers.a.colour", "is not a known field; remove it."),
         (SOUND + 'name = "b"', "providers.a.name", "is not a known field"),

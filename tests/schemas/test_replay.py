@@ -178,7 +178,7 @@ def test_what_comes_after_caught_up_may_pass_untouched(run: Runs) -> None:
 @given(runs(), st.data())
 @examples(200)
 def test_another_answer_diverges(run: Runs, data: st.DataObject) -> None:
-    """Change any published text, token, name, role or end: the new attempt diverges, and nothing of it was published."""
+    """Change any published text, token, name, role or end: it diverges, and nothing was published."""
     first, again = run
     changed = copy.deepcopy(first)
     places: list[tuple[dict[str, Any], str]] = []
@@ -238,6 +238,15 @@ def test_a_choice_that_runs_ahead_waits_for_the_others() -> None:
         (1, "!"),
     ]
     assert replay.caught_up
+
+
+def test_a_choice_of_which_nothing_is_published_comes_whole() -> None:
+    """While another choice is repeated, all of a new one is kept for its readers, in order."""
+    out = replayed(said("ab"), [chunk(piece(0, content="a"), piece(1, content="x")), *said("b"), *said("c")])
+    assert [(c["index"], c["delta"]["content"]) for one in out for c in one["choices"]] == [
+        (1, "x"),
+        (0, "c"),
+    ]
 
 
 def test_a_tool_call_keeps_its_published_id() -> None:
