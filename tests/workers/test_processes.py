@@ -24,7 +24,7 @@ from stores.config import read_providers
 from stores.redis import Redis
 from tests.support.api import CHAT, SEED, Api, asking, ordered, parse_frames, text_of
 from tests.support.ports import free_port
-from tests.support.stack import SETTINGS, Stack
+from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
 

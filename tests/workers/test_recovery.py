@@ -1,4 +1,4 @@
-"""What a lost worker leaves is finished by another one: no reader sees two attempts spliced, and no work runs for ever."""
+"""What a lost worker leaves is finished by another one; no reader sees two attempts spliced, no work runs for ever."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def queued_without_message(stack: Stack, api: Api, *, outbox: bool = False) -> s
     stack.settled(done)
     state, keys, new = stack.state(done), Keys(0), done[:-4] + ("beef" if outbox else "cafe")
     info, seq = state["info"].replace(done, new), int(stack.redis.incr(keys.seq("interactive")))
-    fields: dict[str, Any] = {"v": 1, "state": "queued", "queue": "interactive", "seq": seq, "attempt": 0}
+    fields: Any = {"v": 1, "state": "queued", "queue": "interactive", "seq": seq, "attempt": 0}
     fields |= {"next": 0, "base": 0, "created_ms": state["created_ms"], "info": info, "call": "call"}
     stack.redis.set(keys.req(new), json.dumps({"params": asking("again"), "targets": [["fake", "fake"]]}))
     stack.redis.xadd(keys.ledger, {"r": info})

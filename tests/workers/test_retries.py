@@ -18,6 +18,7 @@ from tests.support.valkey import wait_until
 
 MODEL = "again:fake"
 FINE = {"chunks": 6}
+BUSY = {"message": "busy", "type": "server_error"}
 FAILURES: dict[str, dict[str, Any]] = {
     "408": {"status": 408},
     "409": {"status": 409},
@@ -93,7 +94,7 @@ class TestAfterTheFirstChunk:
     def test_a_deterministic_answer_goes_on(self, api: Api) -> None:
         """Truncated, then stalled, then whole: the reader sees one stream."""
         whole = answered(
-            api, {"chunks": 20, "cut_at_byte": 1500}, {"chunks": 20, "error_event_after": 9}, {"chunks": 20},
+            api, {"chunks": 20, "cut_at_byte": 1500}, {"chunks": 20, "error_event_after": 15, "error": BUSY}, {"chunks": 20},
             temperature=0,
         )  # fmt: skip
         assert whole.last.event == "done"
@@ -108,13 +109,14 @@ class TestAfterTheFirstChunk:
         assert again.text == "other"
 
 
-class TestParked:
-    @pytest.fixture(scope="class")
-    def narrow(self) -> Iterator[Stack]:
-        """A stack whose only interactive worker has a single slot."""
-        with Stack(concurrency=1) as stack:
-            yield stack
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Stack]:
+    """A stack whose only interactive worker has a single slot."""
+    with Stack(concurrency=1) as stack:
+        yield stack
 
+
+class TestParked:
     def test_what_waits_holds_no_slot(self, narrow: Stack) -> None:
         with narrow.api() as api:
             order = [{"status": 503, "headers": {"retry-after": "4"}}, FINE]
