@@ -63,20 +63,24 @@ def main() -> int:
     more_files()
     stack = ChaosStack()
     say(f"seed {options.seed}, {options.seconds:g} s, {options.wanted} completions; logs in {stack.folder}")
-    report = None
+    remove = False
     try:
-        stack.start()
-        report = uvloop.run(run(options, stack, say))
+        try:
+            stack.start()
+            report = uvloop.run(run(options, stack, say))
+        finally:
+            left = stack.close()
+        report.unmet += left
+        report.ok = report.ok and not left
+        remove = report.ok and not keep
     finally:
-        left = stack.close()
-        if report is not None and report.ok and not left and not keep:
+        if remove:
             stack.remove()
         else:
             stack.keep_logs()
-            say(f"logs are kept in {stack.folder}")
-    report.unmet += left
-    report.ok = report.ok and not left
     show(report, console)
+    if not remove:
+        say(f"logs are kept in {stack.folder}")
     if path is not None:
         write(report, path)
     return 0 if report.ok else 1

@@ -86,7 +86,9 @@ def _page(connection: Connection, page: Sequence[CompletionRow]) -> Iterator[Sto
             if log is not None:
                 renderer = renderer_for(from_books(row), flat_logprobs=True)
                 renderer.set_head(log.head)
-                stored.chunks = [renderer.render(item) for item in split_items(log.items)] if log.items else []
+                stored.chunks = (
+                    [renderer.render(item) for item in split_items(log.items)] if log.items else []
+                )
             elif row.store and generation.next == generation.base:
                 stored.chunks = []  # a log without chunks has no text to keep
         yield stored

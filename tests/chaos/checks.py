@@ -140,8 +140,8 @@ def _text(ask: Ask, stored: Stored, chunks: Sequence[bytes]) -> list[str]:
         text = said(chunks)
     except (ValueError, KeyError, TypeError) as error:
         return [f"a chunk that is none: {error!r}"]
-    for place in sorted(text.keys() - ask.says.keys()):
-        found.append(f"choice {place[0]} says {place[1]}, and nothing of that was to come")
+    for choice, name in sorted(text.keys() - ask.says.keys()):
+        found += [f"choice {choice} says {name}, and nothing of that was to come"]
     tries: set[int] = set()
     for place, wanted in ask.says.items():
         got, where = text.get(place, ""), f"choice {place[0]}, {place[1]}"
@@ -185,7 +185,9 @@ def _readers(readings: Sequence[Reading], stored: Stored, chunks: Sequence[bytes
         if reading.end in ("done", "failed", "cancelled") and (reading.end == "done") != (
             stored.status == "completed"
         ):
-            found.append(f"{name}: its end was {reading.end} ({reading.code}), and the books say {stored.status}")
+            found.append(
+                f"{name}: its end was {reading.end} ({reading.code}), and the books say {stored.status}"
+            )
         if reading.first is None:
             if reading.whole and stored.next > stored.base and reading.end != "stopped":
                 found.append(f"{name}: saw no chunk of {stored.next - stored.base}")

@@ -199,15 +199,15 @@ class Faults:
         if part in RECOVERY_NEEDS:
             self._watch.disturbed()
 
-    def _end(self, part: str) -> None:
+    def _end(self, name: str) -> None:
         """SIGTERM, and as long as the part takes."""
-        if part == "valkey":
+        if name == "valkey":
             self._stack.valkey.stop()
             return
-        process = self._stack.parts[part]
+        process = self._stack.parts[name]
         process.end(signal.SIGTERM, STOP_SECONDS)
         if process.process is not None and process.process.returncode == -signal.SIGKILL:
-            self.problems.append(f"{part} did not end within {STOP_SECONDS:g} s of SIGTERM")
+            self.problems.append(f"{name} did not end within {STOP_SECONDS:g} s of SIGTERM")
 
     async def _mend(self, injected: Injected, part: str) -> None:
         await asyncio.to_thread(self._stack.begin, part)
@@ -220,4 +220,3 @@ def counted(injected: list[Injected], enough: int) -> tuple[dict[str, int], int]
     for fault in injected:
         counts[fault.name] += 1
     return counts, sum(fault.name == KILL_WORKER and fault.hit >= enough for fault in injected)
-

@@ -116,14 +116,14 @@ class Readers:
         while reading.end is None:
             if after is None:
                 after = self._place(reading, random)
-                reading.resumptions += 1
-                self.counts["resumptions"] += 1
             if after == -1:
                 reading.start_again()
             stay = random.randint(0, LONGEST_STAY) if random.random() < LEAVES else None
             try:
                 async with self._open(tracked, after, random) as response:
                     if response.status == 200:
+                        self.counts["streams opened"] += 1
+                        self.counts["resumed behind the start"] += after >= 0
                         await self.consume(response, reading, after, stay)
                     else:
                         await self._answered(response, tracked, reading)
@@ -157,9 +157,7 @@ class Readers:
         url = f"{CHAT}/{tracked.id}/stream?after={after}"
         return self.session.get(url, headers=headers, timeout=timeout)
 
-    async def _answered(
-        self, response: aiohttp.ClientResponse, tracked: Tracked, reading: Reading
-    ) -> None:
+    async def _answered(self, response: aiohttp.ClientResponse, tracked: Tracked, reading: Reading) -> None:
         """Not a stream."""
         status = response.status
         if status == 204:
@@ -221,8 +219,6 @@ class Readers:
                 if error.status not in (409, 503):
                     reading.problems.append(f"{reading.name}: answered {error.status} {error.code}")
                 await asyncio.sleep(random.uniform(*PAUSES))
-            reading.resumptions += 1
-            self.counts["resumptions"] += 1
 
 
 def _user(tracked: Tracked, random: Random) -> dict[str, str]:

@@ -20,7 +20,7 @@ def canonical(chunk: Any) -> int:
 
 @dataclass(slots=True)
 class Reading:
-    """``digests[k]`` is of the chunk with index ``first + k``. A reading that is ``whole`` began before the first chunk.
+    """``digests[k]`` is of the chunk with index ``first + k``. A ``whole`` reading began before the first chunk.
 
     ``end``: "done", "failed", "cancelled", "stopped" (204: nothing after what it has), "gone" (its text isn't kept);
     None while there is none.
@@ -36,7 +36,6 @@ class Reading:
     end: str | None = None
     code: str | None = None  # of the error event at the end
     restarts: int = 0
-    resumptions: int = 0
     problems: list[str] = field(default_factory=list[str])
 
     @property

@@ -100,7 +100,7 @@ class _Run:
         self.say(f"{time.monotonic() - self.started:6.1f} s  {text}")
 
     async def run(self, exits: AsyncExitStack) -> Report:
-        options, stack, report = self.options, self.stack, self.report
+        options, report = self.options, self.report
         await self._open(exits)
         background = [
             asyncio.create_task(work)
@@ -152,9 +152,7 @@ class _Run:
         http = await exits.enter_async_context(httpx.AsyncClient(timeout=5.0, verify=False))
         publisher = make_publisher(settings)
         exits.push_async_callback(publisher.close)
-        submitter = Submitter(
-            space, Catalog(read_providers(settings), http), publisher, Books(stack.engine)
-        )
+        submitter = Submitter(space, Catalog(read_providers(settings), http), publisher, Books(stack.engine))
         self.readers = Readers(session, client, self.counts)
         run = f"{options.seed}-{os.getpid()}"
         late = LATE if options.seconds >= 200 else (2.0, options.seconds / 3)
@@ -185,7 +183,8 @@ class _Run:
         told = time.monotonic()
         while True:
             await asyncio.sleep(1.0)
-            self.running.append(self.traffic.running)
+            if not self.traffic.stopped:
+                self.running.append(self.traffic.running)
             if time.monotonic() - told < PROGRESS:
                 continue
             told = time.monotonic()
@@ -193,7 +192,7 @@ class _Run:
             self._say(
                 f"{sum(bool(t.ids) for t in tracked):,} accepted, {self.traffic.running} going, "
                 f"{self.traffic.readers_open} readers, {len(self.faults.injected)} faults, "
-                f"{self.counts['resumptions']:,} resumptions, {self.counts['restarts told']} restarts, "
+                f"{self.counts['resumed behind the start']:,} resumptions, {self.counts['restarts told']} restarts, "
                 f"{self.watch.waiting} streams wait for recovery"
             )
 
@@ -311,9 +310,7 @@ class _Run:
         busy = self.running[10:] or self.running or [0]
         report.running_least, report.running_median = min(busy), int(median(busy))
         if report.running_median < options.wanted * 0.9:
-            report.unmet.append(
-                f"{report.running_median} completions were going, {options.wanted} wanted"
-            )
+            report.unmet.append(f"{report.running_median} completions were going, {options.wanted} wanted")
         times = self.watch.recovered
         report.recovery = {
             "all": percentiles(seconds for seconds, _ in times),
@@ -339,4 +336,3 @@ def more_files() -> None:
     """Each reader is a connection."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536) if most > 0 else 65_536, most))
-

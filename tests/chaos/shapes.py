@@ -16,11 +16,12 @@ How = Literal["seed", "async", "client", "bulk"]
 #: (choice, field): what the concatenated pieces of a field are known by; a tool call's arguments are ``tool_calls[i]``.
 Place = tuple[int, str]
 
-#: Words and milliseconds between them, by pace, with the share of completions that go at it.
+#: Words and milliseconds between them, by pace, with the share of completions that go at it. The words are those of
+#: all choices, fields and calls together.
 PACES: dict[str, tuple[float, tuple[int, int], tuple[int, int]]] = {
     "short": (0.14, (3, 12), (15, 60)),
     "medium": (0.46, (20, 50), (150, 300)),
-    "long": (0.26, (40, 75), (300, 450)),
+    "long": (0.26, (40, 65), (300, 450)),
     "slow": (0.11, (8, 18), (900, 1400)),
     "burst": (0.03, (150, 250), (0, 0)),
 }
@@ -140,10 +141,11 @@ class Shapes:
         random = self._random
         pace = random.choices(list(PACES), [share for share, _, _ in PACES.values()])[0]
         _, (fewest, most), intervals = PACES[pace]
-        words = random.randint(fewest, most)
         choices = random.choices((1, 2, 3), (0.75, 0.18, 0.07))[0]
-        words = max(2, words // choices)
-        reasoning = random.randint(2, max(2, words // 2)) if random.random() < 0.25 else 0
+        calls = random.randint(1, 2) if not sampled and random.random() < 0.2 else 0
+        thinks = random.random() < 0.25
+        words = max(2, round(random.randint(fewest, most) / (choices * (max(1, calls) + 0.5 * thinks))))
+        reasoning = max(2, words // 2) if thinks else 0
         order: dict[str, Any] = {"interval_ms": random.randint(*intervals)}
         if reasoning:
             order["reasoning"] = reasoning
@@ -152,7 +154,6 @@ class Shapes:
         said = [f" w{number}.{i}" for i in range(words)]
         order |= {"pieces": said, "sampled" if sampled else "varied": True}
         says: dict[Place, str | int] = {}
-        calls = random.randint(1, 2) if not sampled and random.random() < 0.2 else 0
         if calls:
             notes = [" ".join(f"a{number}.{call}.{i}" for i in range(words)) for call in range(calls)]
             order["arguments"] = [json.dumps({"note": note}) for note in notes]
@@ -185,7 +186,11 @@ class Shapes:
             "dropped": {"drop": True},
             "silent": {**order, "first_delay_ms": 60_000},
             "truncated at once": {**order, "cut_at_byte": 40},
-            "truncated": {**order, "cut_at_byte": 250 * some, "cut": random.choice(("close", "reset", "end"))},
+            "truncated": {
+                **order,
+                "cut_at_byte": 250 * some,
+                "cut": random.choice(("close", "reset", "end")),
+            },
             "stalled": {**order, "stall_after": some},
         }
         return random.choice(list(kinds.items()))

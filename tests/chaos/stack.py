@@ -107,7 +107,7 @@ class ChaosStack:
     @property
     def settings(self) -> Settings:
         """As the processes have them."""
-        return Settings(**{name.lower(): value for name, value in self._settings().items()})  # type: ignore[arg-type]
+        return Settings(**{name.lower(): value for name, value in self._settings().items()})
 
     def _part(self, name: str, *arguments: str) -> None:
         command = [sys.executable, "-P", "-m", *arguments]
@@ -218,7 +218,9 @@ class ChaosStack:
     def tracebacks(self) -> int:
         """How many there are in what the processes wrote."""
         return sum(
-            part.log.read_bytes().count(b"Traceback (most recent") for part in self.parts.values() if part.log.exists()
+            part.log.read_bytes().count(b"Traceback (most recent")
+            for part in self.parts.values()
+            if part.log.exists()
         )
 
 

@@ -56,6 +56,10 @@ class Traffic:
         self.counts: Counter[str] = readers.counts
 
     @property
+    def stopped(self) -> bool:
+        return self._stopping.is_set()
+
+    @property
     def readers_open(self) -> int:
         return len(self._tasks)
 
@@ -106,14 +110,11 @@ class Traffic:
         ask = tracked.ask
         ended = asyncio.Event()
         first = Reading("reader 0", keep=not ask.stored)
-        accepted = False
+        tracked.readings.append(first)
         try:
             await self._submit(tracked, first, random)
             if tracked.id is None:
                 return
-            accepted = True
-            self.running += 1
-            tracked.readings.append(first)
             if ask.idempotency_key is not None and ask.how in ("seed", "async") and random.random() < 0.1:
                 await self._ask_again(tracked, random)
             for number in range(1, 1 + random.choices((0, 1, 2), (0.3, 0.5, 0.2))[0] * (not ask.leaves)):
@@ -124,8 +125,7 @@ class Traffic:
         finally:
             ended.set()
             self._begun -= 1
-            if accepted:
-                self.running -= 1
+            self.running -= bool(tracked.ids)
 
     async def _another(self, tracked: Tracked, name: str, ended: asyncio.Event, luck: float) -> None:
         """A reader that comes later: soon, or after the end; from the start, or from where another one is."""
@@ -152,7 +152,7 @@ class Traffic:
         """Shorter where the run stops."""
         try:
             await asyncio.wait_for(self._stopping.wait(), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             pass
 
     async def _cancel(self, tracked: Tracked, reading: Reading, at: int) -> None:
@@ -180,6 +180,10 @@ class Traffic:
             await asyncio.sleep(PAUSES[1])
 
     # ---------------------------------------------------------------------------------------------- submitting
+
+    def _accepted(self, tracked: Tracked, id: str) -> None:
+        self.running += not tracked.ids
+        tracked.ids.append(id)
 
     async def _submit(self, tracked: Tracked, reading: Reading, random: Random) -> None:
         """Ask until it is accepted; without a key only as long as no try can have been."""
@@ -234,7 +238,7 @@ class Traffic:
         async with post as response:
             if response.status != 200:
                 return await self._refused(tracked, response)
-            tracked.ids.append(response.headers["x-completion-id"])
+            self._accepted(tracked, response.headers["x-completion-id"])
             stay = random.randint(0, 25) if random.random() < 0.7 or tracked.ask.leaves else None
             await self._readers.consume(response, reading, -1, stay)
             return True
@@ -246,7 +250,7 @@ class Traffic:
         async with post as response:
             if response.status != 202:
                 return await self._refused(tracked, response)
-            tracked.ids.append((await response.json())["id"])
+            self._accepted(tracked, (await response.json())["id"])
             return True
 
     async def _by_client(self, tracked: Tracked, reading: Reading, random: Random) -> bool:
@@ -261,7 +265,7 @@ class Traffic:
             if error.status != 503:
                 tracked.problems.append(f"submit answered {error.status} {error.code}")
             return False
-        tracked.ids.append(completion.id)
+        self._accepted(tracked, completion.id)
         return True
 
     async def _by_producer(self, tracked: Tracked, reading: Reading, random: Random) -> bool:
@@ -278,6 +282,5 @@ class Traffic:
             )
         except Unavailable:
             return False
-        tracked.ids.append(submission.id)
+        self._accepted(tracked, submission.id)
         return True
-

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import cast
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -47,12 +48,12 @@ class Watch:
         """By worker's pid, the generations that it has a lease on and that have chunks: id → next index."""
         found: dict[int, dict[str, int]] = defaultdict(dict)
         try:
-            members: list[bytes] = await self._redis.zrange(self._keys.lease, 0, -1)
+            members = cast("list[bytes]", await self._redis.zrange(self._keys.lease, 0, -1))
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for member in members:
                     pipeline.hmget(self._keys.gen(member.decode()), ["worker", "next", "base"])
                 rows = await pipeline.execute()
-        except (RedisError, OSError, asyncio.TimeoutError):
+        except (RedisError, OSError):
             return {}
         for member, (worker, following, base) in zip(members, rows, strict=True):
             if worker and int(following or 0) > int(base or 0):
@@ -75,7 +76,7 @@ class Watch:
             if self._stopped:
                 try:
                     await self._look()
-                except (RedisError, OSError, asyncio.TimeoutError):
+                except (RedisError, OSError):
                     continue
 
     async def _look(self) -> None:

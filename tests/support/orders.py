@@ -46,7 +46,9 @@ class Order(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     )
     arguments: list[str] | None = None  # calls with these arguments instead of the two
     varied: bool = False  # each try cuts the same text into other chunks, a chunk for one choice at a time
-    sampled: bool = False  # each try says other words, as many: " t3.0", " t3.1", … in the third; cut as by `varied`
+    sampled: bool = (
+        False  # each try says other words, as many: " t3.0", " t3.1", … in the third; cut as by `varied`
+    )
     refusal: bool = False  # the pieces as `refusal` rather than as `content`
     logprobs: bool = False
     finish: str | None = None  # finish_reason; "stop" or "tool_calls" where it isn't given
@@ -119,9 +121,7 @@ def dump(value: Any) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def plan(
-    order_json: bytes, model: str, n: int, stream: bool, include_usage: bool, attempt: int = 1
-) -> Plan:
+def plan(order_json: bytes, model: str, n: int, stream: bool, include_usage: bool, attempt: int = 1) -> Plan:
     """The answer to a chat completion request. Raises msgspec.ValidationError for an order that is none.
 
     ``attempt`` counts the tries from 1, for what is ``varied`` or ``sampled``.
