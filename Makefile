@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-system lint types bench lock clean
+.PHONY: help setup run up test test-system lint types bench chaos lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ types: setup  ## pyright, strict
 
 bench: setup  ## speed and size, against the targets
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: setup  ## faults for ten minutes under load, then the count; ARGS="--seconds 60 --seed 7" for a short one
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: setup  ## resolve requirements.lock anew; ARGS=--upgrade takes newer versions
 	@$(BIN)/uv pip compile pyproject.toml --extra local-model --group dev --universal --python-version 3.11 \

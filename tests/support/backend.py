@@ -24,7 +24,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self, cast
 
 import msgspec
 
@@ -76,6 +77,7 @@ class Backend:
         models: Sequence[str] | None = MODELS,
         record: bool = True,
         backlog: int = 2048,
+        journal: Path | None = None,
     ) -> None:
         self.port = port
         #: None: `GET /v1/models` is 404, as with a provider that has no list.
@@ -87,6 +89,10 @@ class Backend:
         self._backlog = backlog
         self._script: deque[Any] = deque()
         self._seen: Counter[bytes] = Counter()
+        self._journal: BinaryIO | None = None
+        if journal is not None:
+            self._seen.update(read_journal(journal))
+            self._journal = journal.open("ab", buffering=0)
         self._connections: set[_Connection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -234,15 +240,22 @@ class Backend:
         order = request.fake
         if order is None:
             order = self._script.popleft() if self._script else {}
+        attempt, answer = 1, plan
+        if request.fake_id is not None or isinstance(order, list):
+            tried = dump(order) if request.fake_id is None else request.fake_id.encode()
+            self._seen[tried] += 1
+            attempt = self._seen[tried]
+        if request.fake_id is not None:
+            answer = plan.__wrapped__  # nobody asks for this try again: the cache is for others
+            if self._journal is not None:
+                self._journal.write(request.fake_id.encode() + b"\n")
         if isinstance(order, list):
             orders = cast(list[Any], order)
-            seen = dump(orders)
-            order = orders[min(self._seen[seen], len(orders) - 1)]
-            self._seen[seen] += 1
+            order = orders[min(attempt, len(orders)) - 1]
         options = request.stream_options or {}
         include = bool(options.get("include_usage"))
         try:
-            return plan(dump(order), request.model, request.n or 1, bool(request.stream), include)
+            return answer(dump(order), request.model, request.n or 1, bool(request.stream), include, attempt)
         except msgspec.ValidationError as error:
             return _bad(f"not an order: {error}")
 
@@ -253,9 +266,15 @@ class _Request(msgspec.Struct):
     n: int | None = None
     stream_options: dict[str, Any] | None = None
     fake: Any = None
+    fake_id: str | None = None
 
 
 _decoder = msgspec.json.Decoder(_Request)
+
+
+def read_journal(path: Path) -> list[bytes]:
+    """The ``fake_id`` of each request that backends with this journal were asked, oldest first."""
+    return path.read_bytes().split() if path.exists() else []
 
 
 def _bad(message: str) -> Plan:
@@ -494,8 +513,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--no-record", action="store_true", help="keep no requests: for long runs")
+    parser.add_argument("--journal", type=Path, help="file that keeps each request's fake_id over a restart")
     options = parser.parse_args()
-    backend = Backend(port=options.port, models=options.models or None, record=not options.no_record)
+    backend = Backend(
+        port=options.port,
+        models=options.models or None,
+        record=not options.no_record,
+        journal=options.journal,
+    )
     loop = new_loop()
     server = loop.run_until_complete(backend.serve())
     print(backend.url, flush=True)

@@ -3,7 +3,8 @@
 A request orders with one extra field, which passes through Tailrace to the provider like any unknown parameter:
 ``{"model": "fake", "messages": […], "fake": {"chunks": 100, "interval_ms": 2, "cut_at_byte": 500}}``.
 A list orders one after the other: the first time that this very list is seen it means its first entry, and so on; the
-last entry repeats. So an attempt can fail and the next one succeed.
+last entry repeats. So an attempt can fail and the next one succeed. A request with a second extra field, ``fake_id``,
+has its tries counted by that instead, also for orders that are ``varied`` or ``sampled``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from random import Random
 from typing import Any, Literal
 
 import msgspec
+
+from tests.support.tries import cut, interleaved, mark, sampled_word
 
 #: In every chunk of every answer, so that an answer is a function of its request.
 ID = "chatcmpl-fake"
@@ -39,6 +43,11 @@ class Order(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     reasoning: bool | int = False  # `reasoning_content` first; a number says how many chunks, True is 5
     tool_calls: bool = (
         False  # two calls, arguments in pieces, after the content that `text` or `pieces` order
+    )
+    arguments: list[str] | None = None  # calls with these arguments instead of the two
+    varied: bool = False  # each try cuts the same text into other chunks, a chunk for one choice at a time
+    sampled: bool = (
+        False  # each try says other words, as many: " t3.0", " t3.1", … in the third; cut as by `varied`
     )
     refusal: bool = False  # the pieces as `refusal` rather than as `content`
     logprobs: bool = False
@@ -112,8 +121,11 @@ def dump(value: Any) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def plan(order_json: bytes, model: str, n: int, stream: bool, include_usage: bool) -> Plan:
-    """The answer to a chat completion request. Raises msgspec.ValidationError for an order that is none."""
+def plan(order_json: bytes, model: str, n: int, stream: bool, include_usage: bool, attempt: int = 1) -> Plan:
+    """The answer to a chat completion request. Raises msgspec.ValidationError for an order that is none.
+
+    ``attempt`` counts the tries from 1, for what is ``varied`` or ``sampled``.
+    """
     order = msgspec.json.decode(order_json, type=Order)
     delays = (order.headers_delay_ms / 1000, order.first_delay_ms / 1000)
     if order.drop:
@@ -123,10 +135,10 @@ def plan(order_json: bytes, model: str, n: int, stream: bool, include_usage: boo
         answer = json_answer(order.status, body, order.headers)
         return replace(answer, headers_delay=delays[0], first_delay=delays[1])
     if not stream:
-        answer = json_answer(200, _whole(order, model, n), order.headers)
+        answer = json_answer(200, _whole(order, model, n, attempt), order.headers)
         return replace(answer, headers_delay=delays[0], first_delay=delays[1])
 
-    steps, ending = _steps(order, model, n, include_usage)
+    steps, ending = _steps(order, model, n, include_usage, attempt)
     fields = {
         "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-cache",
@@ -166,7 +178,7 @@ def contents(order: Order) -> list[str]:
         return ["x" * order.big_chunk]
     if order.text is not None:
         return re.findall(r"\s*\S+|\s+$", order.text)
-    if order.tool_calls:
+    if _tool_calls(order):
         return []
     return [f" tok{i}" for i in range(order.chunks)]
 
@@ -177,9 +189,19 @@ TOOL_CALLS = (
 )
 
 
-def _tool_deltas() -> list[dict[str, Any]]:
+def _tool_calls(order: Order) -> list[tuple[str, str, tuple[str, ...]]]:
+    if order.arguments is not None:
+        return [(f"call_{i}", f"tool_{i}", (text,)) for i, text in enumerate(order.arguments)]
+    return list(TOOL_CALLS) if order.tool_calls else []
+
+
+def _tool_deltas(order: Order, random: Random | None = None) -> list[dict[str, Any]]:
+    """``random``: in pieces of sizes that it says, of about a word each."""
     deltas: list[dict[str, Any]] = []
-    for index, (call, name, arguments) in enumerate(TOOL_CALLS):
+    for index, (call, name, arguments) in enumerate(_tool_calls(order)):
+        if random is not None:
+            text = "".join(arguments)
+            arguments = cut(text, len(text.split()), random)
         function = {"name": name, "arguments": ""}
         deltas.append(
             {"tool_calls": [{"index": index, "id": call, "type": "function", "function": function}]}
@@ -196,9 +218,36 @@ def _logprobs(token: str, i: int) -> dict[str, Any]:
     return {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
 
 
-def _choice_chunks(order: Order, choices: int) -> list[list[dict[str, Any]]]:
+def _varied(order: Order, choice: int, attempt: int) -> list[dict[str, Any]]:
+    """The deltas of one choice in this try."""
+    random = Random(f"{attempt}.{choice}")
+    deltas: list[dict[str, Any]] = []
+    fields = {
+        "reasoning_content": [f" think{i}" for i in range(_thoughts(order))],
+        "refusal" if order.refusal else "content": contents(order),
+    }
+    for field, words in fields.items():
+        if order.sampled:
+            words = [sampled_word(attempt, place, choice) for place in range(len(words))]
+        else:
+            words = [word + mark(choice) for word in words]
+        deltas += ({field: piece} for piece in cut("".join(words), len(words), random))
+    return deltas + _tool_deltas(order, random)
+
+
+def _thoughts(order: Order) -> int:
+    return (5 if order.reasoning is True else order.reasoning) or 0
+
+
+def _choice_chunks(order: Order, choices: int, attempt: int) -> list[list[dict[str, Any]]]:
     """For each step the choices that its chunks carry, one chunk for each."""
-    reasoning = (5 if order.reasoning is True else order.reasoning) or 0
+    if order.varied or order.sampled:
+        said = [_varied(order, choice, attempt) for choice in range(choices)]
+        return [
+            [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}]
+            for choice, delta in interleaved(said, Random(attempt))
+        ]
+    reasoning = _thoughts(order)
     steps: list[list[dict[str, Any]]] = []
 
     def step(deltas: list[dict[str, Any]], logprobs: dict[str, Any] | None) -> None:
@@ -210,27 +259,24 @@ def _choice_chunks(order: Order, choices: int) -> list[list[dict[str, Any]]]:
         )
 
     for i in range(reasoning):
-        step([{"reasoning_content": f" think{i}{_mark(c)}"} for c in range(choices)], None)
+        step([{"reasoning_content": f" think{i}{mark(c)}"} for c in range(choices)], None)
     field = "refusal" if order.refusal else "content"
     for i, piece in enumerate(contents(order) if order.deltas is None else []):
-        deltas = [{field: piece + _mark(c)} for c in range(choices)]
+        deltas = [{field: piece + mark(c)} for c in range(choices)]
         step(deltas, _logprobs(piece, i) if order.logprobs else None)
     for delta in order.deltas or []:
         step([delta], None)
-    if order.tool_calls:
-        for delta in _tool_deltas():
-            step([delta] * choices, None)
+    for delta in _tool_deltas(order):
+        step([delta] * choices, None)
     return steps
-
-
-def _mark(choice: int) -> str:
-    return f"'{choice}" if choice else ""
 
 
 def _usage(order: Order, steps: int, choices: int) -> dict[str, Any]:
     if order.usage is not None:
         return order.usage
-    reasoning = ((5 if order.reasoning is True else order.reasoning) or 0) * choices
+    reasoning = _thoughts(order) * choices
+    if order.varied or order.sampled:  # however it is cut
+        steps = reasoning // choices + len(contents(order)) + len(_tool_calls(order))
     tokens = steps * choices
     return {
         "prompt_tokens": PROMPT_TOKENS,
@@ -242,7 +288,7 @@ def _usage(order: Order, steps: int, choices: int) -> dict[str, Any]:
 
 
 def _steps(
-    order: Order, model: str, n: int, include_usage: bool
+    order: Order, model: str, n: int, include_usage: bool, attempt: int
 ) -> tuple[list[list[bytes]], Literal["complete", "close", "reset", "stall"]]:
     """The events of each step, and how the stream ends."""
     if order.raw is not None or order.raw_base64 is not None:
@@ -262,7 +308,7 @@ def _steps(
     def event(choice: dict[str, Any]) -> bytes:
         return _event(order, dump({**base, "choices": [choice], **null}))
 
-    said = _choice_chunks(order, choices)
+    said = _choice_chunks(order, choices, attempt)
     steps = [[event(choice) for choice in step] for step in said]
     role = [
         event(
@@ -294,7 +340,7 @@ def _closing(
     events: list[bytes] = []
     usage = _usage(order, said, choices)
     if not order.no_finish:
-        reason = order.finish or ("tool_calls" if order.tool_calls else "stop")
+        reason = order.finish or ("tool_calls" if _tool_calls(order) else "stop")
         for c in range(choices):
             choice = {"index": c, "delta": {}, "logprobs": None, "finish_reason": reason}
             with_usage = {"usage": usage} if order.usage_in_finish and c == choices - 1 else null
@@ -340,16 +386,16 @@ def _cut(
     return steps, result
 
 
-def _whole(order: Order, model: str, n: int) -> dict[str, Any]:
+def _whole(order: Order, model: str, n: int, attempt: int) -> dict[str, Any]:
     """The same answer to a request without ``stream``."""
     choices = max(order.choices, n)
-    said = _choice_chunks(order, choices)
+    said = _choice_chunks(order, choices, attempt)
     answers: list[dict[str, Any]] = []
     for c in range(choices):
         message: dict[str, Any] = {"role": "assistant", "content": None}
         calls: dict[int, dict[str, Any]] = {}
         for step in said:
-            delta = step[c]["delta"] if c < len(step) else {}
+            delta = next((part["delta"] for part in step if part["index"] == c), {})
             for field in ("content", "refusal", "reasoning_content"):
                 if field in delta:
                     message[field] = (message.get(field) or "") + delta[field]
