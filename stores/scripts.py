@@ -23,6 +23,7 @@ from stores.wire import Arg
 _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("renew"), Script("append")
 _END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
 _ANNOTATE = Script("annotate")
+_BURY, _REVIVE = Script("bury"), Script("revive")
 
 #: How long the holder of a lease tries to reach Redis before it gives its attempt up, in seconds.
 HOLDER_PATIENCE = 60.0
@@ -298,3 +299,17 @@ class Scripts:
             [token, len(entries), *entries, *ttls.values()],
         )
         return answer >= 0
+
+    async def bury(self, partition: int, role: str, token: str, refused: Mapping[bytes, str]) -> bool:
+        """Move ledger entries (id → why) to the dead letters. False: the lock is somebody else's by now."""
+        keys = self.redis.keyspace[partition]
+        args: list[Arg] = [token]
+        for entry, reason in refused.items():
+            args += (entry, reason)
+        answer = await self.redis.script(partition, _BURY, [keys.lock(role), keys.ledger, keys.dead], args)
+        return answer >= 0
+
+    async def revive(self, partition: int, entries: Sequence[bytes]) -> int:
+        """Put dead letters back on the ledger; how many of them were still there."""
+        keys = self.redis.keyspace[partition]
+        return await self.redis.script(partition, _REVIVE, [keys.dead, keys.ledger], [*entries])

@@ -43,7 +43,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as _postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as _sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+    StatementError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -68,6 +76,16 @@ DOCUMENT_BYTES = 32 * 1024 * 1024
 #: PostgreSQL advisory locks, in two-key form: our namespace, then what the lock guards.
 LOCK_SPACE = 0x7461696C
 LOCK_MIGRATION, LOCK_BOOKS = 1, 2
+
+#: Classes of SQLSTATE, and single ones, that say nothing of the data: connection, read-only standby, deadlock,
+#: resources, operator, a schema or rights that aren't as they should be.
+#: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AWAY_CLASSES = frozenset({"08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58"})
+_AWAY_STATES = frozenset({"42501", "42703", "42704", "42883", "42P01"})
+#: The class of limits that a value goes beyond, such as the size of an index row: psycopg calls them operational.
+_LIMITS = "54"
+#: The most of a reason that is kept, in characters.
+REASON_LENGTH = 500
 
 _READING = "tailrace_reading"
 _encode_json = msgspec.json.Encoder().encode
@@ -118,6 +136,22 @@ def reading(engine: Engine) -> Generator[Connection]:
     """A transaction for SELECTs alone. On SQLite it sees one state of the database and stops no writer."""
     with engine.connect() as connection:
         yield connection.execution_options(**{_READING: True})
+
+
+def refusal(error: Exception) -> str | None:
+    """Why what was to be written can't be, without its words; None where the fault is the database's: it is away, busy,
+    full, read-only, or lacks our tables, and the same may be written later."""
+    if isinstance(error, OSError | MemoryError | PoolTimeout | DisconnectionError):
+        return None
+    if isinstance(error, DBAPIError):
+        state: str = getattr(error.orig, "sqlstate", None) or ""
+        away = isinstance(error, OperationalError | InterfaceError) and not state.startswith(_LIMITS)
+        if away or error.connection_invalidated or state[:2] in _AWAY_CLASSES or state in _AWAY_STATES:
+            return None
+    cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
+    # PostgreSQL's whole message has a line of detail with the row in it.
+    primary: str | None = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return f"{type(cause).__name__}: {primary or cause}"[:REASON_LENGTH]
 
 
 def _dump_json(value: object) -> str:
