@@ -58,17 +58,16 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from schemas.errors import ConfigurationError
+from stores import postgresql
 
 #: How long a SQLite writer waits for another one, seconds.
 BUSY_SECONDS = 10
-#: How long opening a connection to PostgreSQL may take, and how long its socket may stay unacknowledged, seconds.
-CONNECT_SECONDS = 5
 #: The longest statement that PostgreSQL runs for us, seconds.
 STATEMENT_SECONDS = 30
 #: Connections of one process: kept open, and opened beyond those under load.
 POOL_SIZE, POOL_OVERFLOW = 5, 15
 #: How long a thread waits for one of them, seconds.
-POOL_SECONDS = 10
+POOL_SECONDS = 5
 
 #: The most that one statement carries to PostgreSQL, which takes up to a gigabyte.
 DOCUMENT_BYTES = 32 * 1024 * 1024
@@ -91,10 +90,11 @@ _READING = "tailrace_reading"
 _encode_json = msgspec.json.Encoder().encode
 
 
-def make_engine(url: str, *, connect: bool = True) -> Engine:
+def make_engine(url: str, *, connect: bool = True, statement_seconds: float = STATEMENT_SECONDS) -> Engine:
     """An engine for ``sqlite:///PATH``, ``postgresql://…`` or ``postgres://…``.
 
     With ``connect`` it also opens the database, and raises ConfigurationError of one line where that fails.
+    On PostgreSQL nothing waits much longer than ``statement_seconds`` for an answer.
     """
     parsed = _parse(url)
     options: dict[str, Any] = {
@@ -110,9 +110,9 @@ def make_engine(url: str, *, connect: bool = True) -> Engine:
         event.listen(engine, "connect", _open_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(
-            parsed, pool_pre_ping=True, connect_args=_postgresql_arguments(parsed), **options
-        )
+        arguments = postgresql.arguments(parsed, statement_seconds)
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments, **options)
+        postgresql.make_patient(engine, statement_seconds)
     if connect:
         _try(engine)
     return engine
@@ -186,18 +186,6 @@ def _parse(url: str) -> URL:
         if file.is_dir():
             raise ConfigurationError(f"The SQLite database {path} is a folder: name a file.")
     return parsed.set(drivername="sqlite+pysqlite")
-
-
-def _postgresql_arguments(url: URL) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "connect_timeout": CONNECT_SECONDS,
-        "tcp_user_timeout": CONNECT_SECONDS * 1000,
-        "keepalives_idle": CONNECT_SECONDS,
-        "keepalives_interval": CONNECT_SECONDS,
-        "application_name": "tailrace",
-        "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
-    }
-    return {name: value for name, value in arguments.items() if name not in url.query}
 
 
 def _open_sqlite(connection: DBAPIConnection, _record: object) -> None:
