@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
@@ -20,6 +22,12 @@ from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.sql import make_engine
+
+#: The longest statement of a request, in seconds.
+STATEMENT_SECONDS = 5.0
+#: Threads for what waits for the database, more than it has connections: while it is silent each of them waits for some
+#: seconds, and a request that needs nothing but a key must find one.
+THREADS = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class Context:
 async def open_context(settings: Settings) -> Context:
     """Raises ConfigurationError and Unavailable: each with one line that says what to change."""
     providers = read_providers(settings)
-    engine = make_engine(settings.database_url)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "gateway"))
+    engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
     check_schema(engine)
     redis = await Redis.open(settings.redis_url, partitions=settings.partitions)
     books = Books(engine)
@@ -62,7 +71,7 @@ async def open_context(settings: Settings) -> Context:
         redis=redis,
         scripts=Scripts(redis),
         books=books,
-        keys=KeyRing(engine, settings.key_cache_seconds),
+        keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,
         publisher=publisher,
         submitter=Submitter(redis, catalog, publisher, books),

@@ -33,6 +33,11 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Headers = dict[str, str]
 
 
+def database_away() -> Unavailable:
+    """What those are told who need the database while it is away."""
+    return Unavailable("The database is not available. Try again.")
+
+
 class Call:
     """One request, with what handlers ask of it."""
 
@@ -155,7 +160,7 @@ class Endpoint:
             return None
         except SQLAlchemyError as error:
             log.warning("%s: the database failed: %s", call.request_id, error)
-            return error_reply(Unavailable("The database is not available. Try again."))
+            return error_reply(database_away())
         except Exception:
             log.exception("%s: %s %s failed", call.request_id, method, call.request.scope["path"])
             return error_reply(

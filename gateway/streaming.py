@@ -11,10 +11,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Send
 
 from consumers.follow import Follow, failure_of, renderer_for
-from gateway.http import Call, raw_headers
+from gateway.http import Call, database_away, raw_headers
 from schemas.codec import Renderer
 from schemas.errors import GenerationFailed, TailraceError
 from schemas.sse import COMMENT, OPENAI_DONE, done_frame, error_frame, openai_error_frame
@@ -130,6 +131,9 @@ class EventStream:
                 await self._copy(send)
             except TailraceError as error:
                 await _piece(send, self._framing.broken(error))
+            except SQLAlchemyError as error:
+                log.warning("%s: the database failed: %s", call.request_id, error)
+                await _piece(send, self._framing.broken(database_away()))
             except Exception:
                 log.exception("%s: the stream of %s broke", call.request_id, self._follow.completion.id)
                 await _piece(

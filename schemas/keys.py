@@ -70,6 +70,11 @@ class Keys:
     def ledger(self) -> str:
         return f"{self.prefix}ledger"
 
+    @property
+    def dead(self) -> str:
+        """Records of the ledger that can't be entered into SQL."""
+        return f"{self.prefix}dead"
+
     def queued(self, queue: str) -> str:
         return f"{self.prefix}queued:{queue}"
 

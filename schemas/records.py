@@ -129,6 +129,21 @@ def decode_record(data: bytes | str) -> Record:
     return _decoder.decode(data)
 
 
+class _Versioned(msgspec.Struct, frozen=True):
+    v: int = 0
+
+
+_version_decoder = msgspec.json.Decoder(_Versioned)
+
+
+def is_newer(data: bytes | str) -> bool:
+    """Whether a later version of Tailrace wrote this record, which this one may be unable to decode."""
+    try:
+        return _version_decoder.decode(data).v > VERSION
+    except msgspec.DecodeError:
+        return False
+
+
 class StoredLog(msgspec.Struct, frozen=True):
     """A finished chunk log, as SQL keeps it: the items of the chunks ``base`` and up, one a line."""
 

@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     header_hold_seconds: float = Field(default=2.0, ge=0)
     #: How long a gateway trusts what it knows of an API key; a revoked key works no longer than this.
     key_cache_seconds: float = Field(default=2.0, ge=0)
+    #: How much longer it trusts a key that was in use, while the database is away.
+    key_grace_seconds: float = Field(default=900.0, ge=0)
 
     @property
     def effective_broker_url(self) -> str:

@@ -26,7 +26,7 @@ from schemas.tables import api_keys
 from stores.sql import among, reading, writing
 
 #: How long a key in use stays usable after its time in memory while the database is away, seconds.
-GRACE_SECONDS = 60.0
+GRACE_SECONDS = 900.0
 #: How long a caller waits for the database, and how long it is left alone after it did not answer, seconds.
 LOAD_SECONDS, RETRY_SECONDS = 3.0, 1.0
 #: How many unknown key ids are remembered, and for how long, seconds.
@@ -100,8 +100,10 @@ class _Known(msgspec.Struct, frozen=True):
 class KeyRing:
     """Checks keys, and remembers them for ``ttl_seconds``, so that the next request costs no SQL.
 
-    A revoked key works for ``ttl_seconds`` more (twice that, while requests overlap); one in use works for
-    ``grace_seconds`` more while the database is away. ``clock`` is monotonic, in seconds. Threads may share a ring.
+    A revoked key works for ``ttl_seconds`` more (twice that, while requests overlap). While the database is away one
+    that was checked lately works for ``grace_seconds`` more, from memory and without waiting: from the first question
+    that fails until one is answered, the database is asked beside. ``clock`` is monotonic, in seconds. Threads may
+    share a ring.
 
     The database is asked by one thread at a time, for all the keys that callers wait for, so that a database
     that hangs costs a caller ``LOAD_SECONDS`` and the process one thread and one connection.
@@ -125,6 +127,7 @@ class KeyRing:
         self._loads: dict[str, Future[ApiKey | None]] = {}
         self._loading_since: float | None = None
         self._away_until = float("-inf")
+        self._failing = False
 
     def verify(self, plaintext: str) -> ApiKey:
         """The key's row. Raises Unauthenticated, or Unavailable where the database is needed and away."""
@@ -153,12 +156,15 @@ class KeyRing:
         if known is None:
             since = self._unknown.get(id)
             return since is not None and now - since <= UNKNOWN_SECONDS, None
+        age = now - known.since
         trusted = self._ttl
-        if self._away(now):
+        if self._failing or self._away(now):
             trusted += self._grace
+            if self._ttl < age <= trusted:
+                self._start_load(id)
         elif id in self._loads:
             trusted *= 2  # the answer is on its way to another caller; don't queue up for it
-        return now - known.since <= trusted, known.key
+        return age <= trusted, known.key
 
     def _away(self, now: float) -> bool:
         since = self._loading_since
@@ -170,6 +176,7 @@ class KeyRing:
             try:
                 return load.result(LOAD_SECONDS)
             except TimeoutError:
+                self._failing = True
                 self._away_until = self._clock() + RETRY_SECONDS
             except SQLAlchemyError:
                 pass  # _load has noted that the database is away
@@ -204,12 +211,14 @@ class KeyRing:
                 found = self._keys.in_use(ids)
             except Exception as error:  # noqa: BLE001 - it is handed to the callers; this thread must go on
                 with self._lock:
+                    self._failing = True
                     self._away_until = self._clock() + RETRY_SECONDS
                     loads = [self._loads.pop(id) for id in ids]
                 for load in loads:
                     load.set_exception(error)
                 continue
             with self._lock:
+                self._failing = False
                 self._remember(ids, found, now)
                 loads = [(self._loads.pop(id), found.get(id)) for id in ids]
             for load, key in loads:

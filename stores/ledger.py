@@ -3,19 +3,31 @@
 One leader per partition drains: it reads records, fetches the logs of the generations that ended, enters all of it in
 one SQL transaction and only then, in one script that its lock fences, removes the records and gives the Redis keys
 their TTL. A crash in between repeats the transaction, which changes nothing.
+
+A record that SQL refuses is found by halving the batch. It goes to the partition's dead letters, with an error in the
+process's log, and the others are entered; its generation's keys stay, so that it can be entered later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schemas.records import Accepted, Ended, StoredLog, decode_record
+import hiredis
+import msgspec
+
+from schemas.errors import TailraceError
+from schemas.records import VERSION, Ended, Record, StoredLog, decode_record, is_newer
 from schemas.states import Queue
 from stores.books import Books
 from stores.chunklog import ChunkLog, LogState
 from stores.redis import Redis
 from stores.scripts import Rank, Scripts
+from stores.sql import refusal
+
+log = logging.getLogger("tailrace.ledger")
 
 #: The role whose lock a drain holds.
 ROLE = "ledger"
@@ -23,6 +35,38 @@ ROLE = "ledger"
 BATCH = 500
 #: How long leadership lasts without renewal, in milliseconds.
 LEADERSHIP_MS = 10_000
+#: How long the log of an ended generation waits for its completion, whose acceptance is a dead letter, in milliseconds.
+WAITING_TTL_MS = 7 * 24 * 3600 * 1000
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    id: bytes
+    record: Record
+
+
+class _Page(msgspec.Struct):
+    """A page of a ledger: what can be entered, what is no record (id → why), the last one of a later version."""
+
+    size: int
+    entries: list[_Entry] = []
+    refused: dict[bytes, str] = {}
+    left: bytes | None = None
+
+
+class _Ends(msgspec.Struct):
+    """The generations that ended, of those that Redis still has: their states, and the logs to keep."""
+
+    states: dict[str, LogState] = {}
+    logs: dict[str, StoredLog] = {}
+    unreadable: dict[str, str] = {}
+
+
+class _Entered(msgspec.Struct):
+    """``settled`` and ``missing`` as in Applied; ``refused`` maps entry ids to the reason."""
+
+    settled: dict[str, str] = {}
+    missing: set[str] = set()
+    refused: dict[bytes, str] = {}
 
 
 class Ledger:
@@ -40,43 +84,163 @@ class Ledger:
             Queue.INTERACTIVE.value: int(log_ttl_interactive * 1000),
             Queue.BULK.value: int(log_ttl_bulk * 1000),
         }
+        #: By partition the entry up to which a ledger holds nothing but records of a later version.
+        self._left: dict[int, bytes] = {}
 
     async def lead(self, partition: int, rank: Rank = Rank.FIRST) -> bool:
         """Become or stay the partition's leader, for ``LEADERSHIP_MS``."""
         return await self._scripts.lead(partition, ROLE, self._token, LEADERSHIP_MS, rank)
 
     async def drain(self, partition: int) -> int:
-        """Enter the oldest records of a partition that this process leads; how many there were, 0 where by now
+        """Enter the oldest records of a partition that this process leads; how many it looked at, 0 where by now
         somebody else leads it and the records stay.
 
         Raises Unavailable, and SQLAlchemy's errors where the database is away: then the records stay.
         """
-        keys = self._redis.keyspace[partition]
-        rows: list[Any] = await self._redis.command(
-            partition, "XRANGE", keys.ledger, "-", "+", "COUNT", BATCH
-        )
-        if not rows:
+        page = await self._page(partition)
+        if not page.size:
             return 0
-        records = [decode_record(row[1][1]) for row in rows]
-        ended = [r.generation for r in records if isinstance(r, Ended)]
-        states = await asyncio.gather(*(self._log.state(g) for g in ended))
-        present = {g: s for g, s in zip(ended, states, strict=True) if s is not None}
-        logs = await self._logs(present)
-        await asyncio.to_thread(self._books.apply, records, logs)
+        ends = await self._ends([e.record.generation for e in page.entries if isinstance(e.record, Ended)])
+        readable: list[_Entry] = []
+        for entry in page.entries:
+            why = ends.unreadable.get(entry.record.generation) if isinstance(entry.record, Ended) else None
+            if why is None:
+                readable.append(entry)
+            else:
+                page.refused[entry.id] = why
+        entered = await self._enter(readable, ends.logs)
+        # Completions whose acceptance comes after their end, as a dead letter that was tried again does.
+        late = await self._ends([id for id, g in entered.settled.items() if id == g and g not in ends.states])
+        logs = {g: stored for g, stored in late.logs.items() if g in entered.missing}
+        if logs:
+            await asyncio.to_thread(self._books.apply, [], logs)
+        refused = page.refused | entered.refused
+        if refused and not await self._bury(partition, page, refused):
+            return 0
+        done = [entry for entry in readable if entry.id not in refused]
+        over = {entry.record.generation for entry in done if isinstance(entry.record, Ended)}
+        states = {g: state for g, state in ends.states.items() if g in over}
+        ttls = self._ttls(states | late.states, entered.settled)
+        if not await self._scripts.settle(partition, ROLE, self._token, [e.id for e in done], ttls):
+            return 0
+        if page.left is not None:
+            self._left[partition] = page.left
+        return page.size
+
+    async def _page(self, partition: int) -> _Page:
+        left = self._left.get(partition)
+        start = "-" if left is None else b"(" + left
+        rows: list[Any] = await self._redis.command(
+            partition, "XRANGE", self._redis.keyspace[partition].ledger, start, "+", "COUNT", BATCH
+        )
+        page = _Page(len(rows))
+        for id, fields in rows:
+            data = fields[1] if fields[0] == b"r" else b""
+            try:
+                record = decode_record(data)
+                newer = record.v > VERSION
+                if not newer:
+                    page.entries.append(_Entry(id, record))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                newer = is_newer(data)
+                if not newer:
+                    page.refused[id] = f"not a record: {error}"
+            if newer:
+                page.left = id
+        if page.left is not None:
+            log.warning(
+                "partition %d: records of a later version stay on the ledger; update this worker", partition
+            )
+        return page
+
+    async def _ends(self, generations: Sequence[str]) -> _Ends:
+        """What Redis has of them; of a generation whose own completion is not stored, no log."""
+        found = _Ends()
+
+        async def fetch(generation: str) -> None:
+            try:
+                state = await self._log.state(generation)
+                if state is None:
+                    return
+                if state.next > state.base and state.info.store:
+                    found.logs[generation] = await self._log.whole(generation, state)
+                found.states[generation] = state
+            except Exception as error:
+                if _is_redis(error):
+                    raise
+                found.unreadable[generation] = f"its log can't be read: {type(error).__name__}: {error}"
+
+        await asyncio.gather(*map(fetch, generations))
+        return found
+
+    async def _enter(self, entries: Sequence[_Entry], logs: Mapping[str, StoredLog]) -> _Entered:
+        """Enter all that SQL takes, halving what it refuses. Raises where the database is away."""
+        if not entries:
+            return _Entered()
+        entered = await asyncio.to_thread(self._try, entries, logs)
+        if isinstance(entered, _Entered):
+            return entered
+        if len(entries) == 1:
+            return _Entered(refused={entries[0].id: entered})
+        middle = len(entries) // 2
+        one, two = await self._enter(entries[:middle], logs), await self._enter(entries[middle:], logs)
+        return _Entered(one.settled | two.settled, one.missing | two.missing, one.refused | two.refused)
+
+    def _try(self, entries: Sequence[_Entry], logs: Mapping[str, StoredLog]) -> _Entered | str:
+        """Enter these, or say why they are refused."""
+        own = {e.record.generation for e in entries if isinstance(e.record, Ended)} & logs.keys()
+        try:
+            applied = self._books.apply([e.record for e in entries], {g: logs[g] for g in own})
+        except Exception as error:
+            reason = refusal(error)
+            if reason is None:
+                raise
+            return reason
+        return _Entered(applied.settled, applied.missing)
+
+    async def _bury(self, partition: int, page: _Page, refused: Mapping[bytes, str]) -> bool:
+        if not await self._scripts.bury(partition, ROLE, self._token, refused):
+            return False
+        names = {e.id: f"{type(e.record).__name__} {e.record.generation}" for e in page.entries}
+        for id, reason in refused.items():
+            log.error(
+                "partition %d: record %s (%s) can't be entered into the books and is a dead letter now: %s. "
+                "`tailrace doctor --retry-dead` tries it again.",
+                partition,
+                id.decode(),
+                names.get(id, "unreadable"),
+                reason,
+            )
+        return True
+
+    def _ttls(self, states: Mapping[str, LogState], settled: Mapping[str, str]) -> dict[str, int]:
         ttls: dict[str, int] = {}
-        for generation, state in present.items():
-            ttl = self._ttl_ms.get(state.info.queue, self._ttl_ms[Queue.INTERACTIVE.value])
+        for generation, state in states.items():
+            ttl = WAITING_TTL_MS
+            if generation in settled:
+                ttl = self._ttl_ms.get(state.info.queue, self._ttl_ms[Queue.INTERACTIVE.value])
             own = self._redis.keys(generation)
             ttls |= {own.gen(generation): ttl, own.log(generation): ttl}
-        ids = [row[0] for row in rows]
-        return len(rows) if await self._scripts.settle(partition, ROLE, self._token, ids, ttls) else 0
+        return ttls
 
-    async def _logs(self, states: dict[str, LogState]) -> dict[str, StoredLog]:
-        """The logs that the books are to keep: of a generation whose own completion is not stored, none is."""
-        wanted = [g for g, s in states.items() if s.next > s.base and _stored(s.info)]
-        logs = await asyncio.gather(*(self._log.whole(g, states[g]) for g in wanted))
-        return dict(zip(wanted, logs, strict=True))
+    async def retry_dead(self, partition: int) -> int:
+        """Put all dead letters of a partition back on the ledger; how many there were."""
+        moved = 0
+        key = self._redis.keyspace[partition].dead
+        last: bytes | None = None  # those that die again meanwhile come after it
+        rows: list[Any] = await self._redis.command(partition, "XREVRANGE", key, "+", "-", "COUNT", 1)
+        if rows:
+            last = rows[0][0]
+        while last is not None:
+            page: list[Any] = await self._redis.command(partition, "XRANGE", key, "-", last, "COUNT", BATCH)
+            if not page:
+                break
+            moved += await self._scripts.revive(partition, [row[0] for row in page])
+        return moved
 
 
-def _stored(info: Accepted) -> bool:
-    return info.store
+def _is_redis(error: Exception) -> bool:
+    """The fault is Redis's, not that of what was read. A key that something else was written over is none of those."""
+    if isinstance(error, hiredis.ReplyError):
+        return not str(error).startswith("WRONGTYPE")
+    return isinstance(error, TailraceError)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine
 
 from schemas.errors import ConfigurationError
+from stores import postgresql
 from stores.sql import BUSY_SECONDS, LOCK_MIGRATION, is_sqlite, lock, make_engine, place, reading
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def _alembic(target: Engine | str) -> Generator[Config]:
             try:
                 with connection.begin():
                     if not is_sqlite(engine):
+                        connection.detach()  # a connection that waits without bound goes back to no pool
+                        postgresql.wait_for_ever(connection)
                         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
                         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_SECONDS}s'")
                         lock(connection, LOCK_MIGRATION)
                     _refuse_newer(_revision(connection))

@@ -23,6 +23,7 @@ _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("re
 _END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
 _ANNOTATE, _REAP, _LEAVE, _RESTART = Script("annotate"), Script("reap"), Script("leave"), Script("restart")
 _REQUEUE, _SETBACK, _MARK = Script("requeue"), Script("setback"), Script("mark")
+_BURY, _REVIVE = Script("bury"), Script("revive")
 
 #: How far ahead indexes go on where Redis may have lost chunks that somebody has read.
 SKIP = 1_000_000
@@ -453,3 +454,17 @@ class Scripts:
             [token, len(entries), *entries, *ttls.values()],
         )
         return answer >= 0
+
+    async def bury(self, partition: int, role: str, token: str, refused: Mapping[bytes, str]) -> bool:
+        """Move ledger entries (id → why) to the dead letters. False: the lock is somebody else's by now."""
+        keys = self.redis.keyspace[partition]
+        args: list[Arg] = [token]
+        for entry, reason in refused.items():
+            args += (entry, reason)
+        answer = await self.redis.script(partition, _BURY, [keys.lock(role), keys.ledger, keys.dead], args)
+        return answer >= 0
+
+    async def revive(self, partition: int, entries: Sequence[bytes]) -> int:
+        """Put dead letters back on the ledger; how many of them were still there."""
+        keys = self.redis.keyspace[partition]
+        return await self.redis.script(partition, _REVIVE, [keys.dead, keys.ledger], [*entries])

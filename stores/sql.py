@@ -43,24 +43,31 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as _postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as _sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+    StatementError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from schemas.errors import ConfigurationError
+from stores import postgresql
 
 #: How long a SQLite writer waits for another one, seconds.
 BUSY_SECONDS = 10
-#: How long opening a connection to PostgreSQL may take, and how long its socket may stay unacknowledged, seconds.
-CONNECT_SECONDS = 5
 #: The longest statement that PostgreSQL runs for us, seconds.
 STATEMENT_SECONDS = 30
 #: Connections of one process: kept open, and opened beyond those under load.
 POOL_SIZE, POOL_OVERFLOW = 5, 15
 #: How long a thread waits for one of them, seconds.
-POOL_SECONDS = 10
+POOL_SECONDS = 5
 
 #: The most that one statement carries to PostgreSQL, which takes up to a gigabyte.
 DOCUMENT_BYTES = 32 * 1024 * 1024
@@ -69,14 +76,25 @@ DOCUMENT_BYTES = 32 * 1024 * 1024
 LOCK_SPACE = 0x7461696C
 LOCK_MIGRATION, LOCK_BOOKS = 1, 2
 
+#: Classes of SQLSTATE, and single ones, that say nothing of the data: connection, read-only standby, deadlock,
+#: resources, operator, a schema or rights that aren't as they should be.
+#: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AWAY_CLASSES = frozenset({"08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58"})
+_AWAY_STATES = frozenset({"42501", "42703", "42704", "42883", "42P01"})
+#: The class of limits that a value goes beyond, such as the size of an index row: psycopg calls them operational.
+_LIMITS = "54"
+#: The most of a reason that is kept, in characters.
+REASON_LENGTH = 500
+
 _READING = "tailrace_reading"
 _encode_json = msgspec.json.Encoder().encode
 
 
-def make_engine(url: str, *, connect: bool = True) -> Engine:
+def make_engine(url: str, *, connect: bool = True, statement_seconds: float = STATEMENT_SECONDS) -> Engine:
     """An engine for ``sqlite:///PATH``, ``postgresql://…`` or ``postgres://…``.
 
     With ``connect`` it also opens the database, and raises ConfigurationError of one line where that fails.
+    On PostgreSQL nothing waits much longer than ``statement_seconds`` for an answer.
     """
     parsed = _parse(url)
     options: dict[str, Any] = {
@@ -92,9 +110,9 @@ def make_engine(url: str, *, connect: bool = True) -> Engine:
         event.listen(engine, "connect", _open_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(
-            parsed, pool_pre_ping=True, connect_args=_postgresql_arguments(parsed), **options
-        )
+        arguments = postgresql.arguments(parsed, statement_seconds)
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments, **options)
+        postgresql.make_patient(engine, statement_seconds)
     if connect:
         _try(engine)
     return engine
@@ -118,6 +136,22 @@ def reading(engine: Engine) -> Generator[Connection]:
     """A transaction for SELECTs alone. On SQLite it sees one state of the database and stops no writer."""
     with engine.connect() as connection:
         yield connection.execution_options(**{_READING: True})
+
+
+def refusal(error: Exception) -> str | None:
+    """Why what was to be written can't be, without its words; None where the fault is the database's: it is away, busy,
+    full, read-only, or lacks our tables, and the same may be written later."""
+    if isinstance(error, OSError | MemoryError | PoolTimeout | DisconnectionError):
+        return None
+    if isinstance(error, DBAPIError):
+        state: str = getattr(error.orig, "sqlstate", None) or ""
+        away = isinstance(error, OperationalError | InterfaceError) and not state.startswith(_LIMITS)
+        if away or error.connection_invalidated or state[:2] in _AWAY_CLASSES or state in _AWAY_STATES:
+            return None
+    cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
+    # PostgreSQL's whole message has a line of detail with the row in it.
+    primary: str | None = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return f"{type(cause).__name__}: {primary or cause}"[:REASON_LENGTH]
 
 
 def _dump_json(value: object) -> str:
@@ -152,18 +186,6 @@ def _parse(url: str) -> URL:
         if file.is_dir():
             raise ConfigurationError(f"The SQLite database {path} is a folder: name a file.")
     return parsed.set(drivername="sqlite+pysqlite")
-
-
-def _postgresql_arguments(url: URL) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "connect_timeout": CONNECT_SECONDS,
-        "tcp_user_timeout": CONNECT_SECONDS * 1000,
-        "keepalives_idle": CONNECT_SECONDS,
-        "keepalives_interval": CONNECT_SECONDS,
-        "application_name": "tailrace",
-        "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
-    }
-    return {name: value for name, value in arguments.items() if name not in url.query}
 
 
 def _open_sqlite(connection: DBAPIConnection, _record: object) -> None:

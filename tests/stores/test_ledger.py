@@ -62,7 +62,7 @@ def ttl(client: redis.Redis, key: str) -> int:
     return client.pttl(key)
 
 
-class Crash(Exception):
+class Crash(BaseException):
     pass
 
 

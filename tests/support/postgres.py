@@ -15,10 +15,13 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -194,6 +197,22 @@ class PostgresServer:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """SIGSTOP for the server and the processes that serve connections: they stay open, and nothing answers."""
+        assert self.process is not None
+        main = psutil.Process(self.process.pid)
+        main.suspend()  # first, so that it makes no more children
+        stopped = [main, *main.children(recursive=True)]
+        try:
+            for process in stopped[1:]:
+                process.suspend()
+            yield
+        finally:
+            for process in stopped:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def close(self) -> None:
         """End the server and remove its data."""
