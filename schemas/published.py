@@ -49,6 +49,10 @@ class PublishedChoice:
             shown = self._shown[path] = dumps(value)
             self._seen.setdefault(path, set()).add(shown)
 
+    def record_text(self, name: str, text: str) -> None:
+        """Record a chunk that only has a text of the delta."""
+        self._gathered(("delta", name), text)
+
     def seal(self) -> None:
         """All that is published is recorded."""
         self._sealed = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schemas.codec import decode_head, decode_item
+from schemas.codec import decode_head, decode_item, loads
 from schemas.published import Diverged, PublishedChoice, dict_of, dicts_of
 
 __all__ = ["Diverged", "Replay", "published_text", "without_role"]
@@ -19,6 +19,9 @@ _VOLATILE = frozenset(
     {"id", "object", "created", "model", "resolved_model", "resolved_provider", "choices", "obfuscation"}
     | {"system_fingerprint", "service_tier", "timings"}
 )
+
+#: Items that are a text alone, by their first byte: nearly all of a log.
+_TEXT_ITEMS = {b'"': "content", b"~": "reasoning_content"}
 
 
 class Replay:
@@ -37,10 +40,15 @@ class Replay:
     def __init__(self, head: bytes, items: Sequence[bytes]) -> None:
         shared = decode_head(head)
         self._choices: dict[int, PublishedChoice] = {}
-        self._top: set[str] = set()
+        self._top = {name for name, value in shared.top.items() if value is not None}
         self._recorded = False
         usage_last = False
         for item in items:
+            name = _TEXT_ITEMS.get(item[:1])
+            if name is not None:
+                self._choice(0).record_text(name, loads(item.removeprefix(b"~")))
+                usage_last = False
+                continue
             chunk = decode_item(item, shared)
             self._top.update(name for name, value in chunk.items() if value is not None)
             pieces = _pieces(chunk)

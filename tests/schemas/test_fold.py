@@ -12,7 +12,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from schemas.fold import Fold
-from tests.support.completions import Cut, chunk, cuts, fold, piece
+from tests.support.completions import Cut, chunk, cuts, fold, piece, strange_chunk
 
 
 def message(*deltas: dict[str, Any]) -> dict[str, Any]:
@@ -61,44 +61,6 @@ def test_the_fold_agrees_with_the_openai_sdk(cut: Cut) -> None:
             call.model_dump(include={"id", "type", "function"}, exclude={"function": {"parsed_arguments"}})
             for call in right.message.tool_calls or ()
         ]
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-def strange(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """An object where each field may be what it should be, anything else, or missing; or no object at all."""
-    return anything | st.fixed_dictionaries(
-        {}, optional={name: anything | good for name, good in fields.items()}
-    )
-
-
-strange_inside = strange(name=st.just("f"), arguments=st.just("{"), input=st.just("x"))
-strange_call = strange(
-    index=st.integers(-1, 2),
-    id=st.sampled_from(["", "a", "b"]),
-    function=strange_inside,
-    custom=strange_inside,
-)
-strange_delta = strange(
-    role=st.just("assistant"),
-    content=st.just("x"),
-    tool_calls=st.lists(strange_call, max_size=3),
-    function_call=strange_inside,
-    audio=strange(data=st.just("AA")),
-    other=anything,
-)
-strange_choice = strange(
-    index=st.integers(-1, 2), delta=strange_delta, logprobs=strange(content=anything), message=anything
-)
-strange_chunk = st.fixed_dictionaries(
-    {"choices": anything | st.lists(strange_choice, max_size=3)},
-    optional={"usage": anything, "object": anything},
-)
 
 
 @given(st.lists(strange_chunk, max_size=4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.codec import ChunkEncoder, decode_head, decode_item, loads
+from schemas.codec import ChunkEncoder, decode_head, decode_item, dumps, loads
 from schemas.replay import Diverged, Replay, published_text, without_role
-from tests.support.completions import chunk, completions, fold, piece, pieces_of, texts, woven
+from tests.support.completions import chunk, completions, fold, piece, pieces_of, strange_chunk, texts, woven
 from tests.support.properties import examples
 
 Chunks = list[dict[str, Any]]
@@ -205,6 +206,22 @@ def test_another_answer_diverges(run: Runs, data: st.DataObject) -> None:
             out += replay.feed(one)
         replay.finish()
     assert out == []
+
+
+@given(st.lists(strange_chunk, max_size=4), st.lists(strange_chunk, max_size=4))
+@examples(200)
+def test_no_shape_of_a_chunk_breaks_it(first: Chunks, again: Chunks) -> None:
+    """Whatever stands in the log and whatever comes, it is taken, or the new attempt diverges."""
+    kept = repr(again)
+    items = [dumps(one) for one in first]
+    replay = Replay(b"{}", items)
+    with contextlib.suppress(Diverged):
+        for one in again:
+            replay.feed(one)
+    assert repr(again) == kept
+    published_text(b"{}", items)
+    for one in again:
+        without_role(one)
 
 
 # -- Single stories

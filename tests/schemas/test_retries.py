@@ -109,7 +109,7 @@ def test_an_error_in_mid_stream(detail: object, expected: bool) -> None:
 )
 def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
     """Seconds, dates, milliseconds; what is none of them says nothing."""
-    assert retry_after(httpx.Headers(headers.items()), NOW) == expected
+    assert retry_after(httpx.Headers(headers), NOW) == expected
 
 
 @given(st.integers(0, 3600), st.booleans())
