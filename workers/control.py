@@ -29,6 +29,7 @@ from stores.redis import Redis
 from stores.scripts import Crashes, Rank, Renewal, Scripts
 from workers.reaper import Reaper
 from workers.reconcile import Reconciler
+from workers.solo import Nursery
 
 log = logging.getLogger("tailrace.control")
 
@@ -48,6 +49,10 @@ BOOKS_PAUSE = 60.0
 RECOVER_PAUSE = 1.0
 #: Streams that a process may recover at once, beyond what its pool runs.
 RECOVERIES = 64
+#: Processes that a worker may have for suspects at once.
+SUSPECTS = 16
+#: How long these may take to hand their generations on when the worker is stopped, in seconds.
+LEAVE_SECONDS = 5.0
 #: After a failure, in seconds.
 FAILURE_PAUSE = 1.0
 
@@ -77,11 +82,14 @@ class Control:
         self._on_renewal = on_renewal
         self._led: set[int] = set()
         self._recovering: set[str] = set()
-        self._suspect: str | None = None
+        self._suspects: set[str] = set()
+        self._nursery = Nursery()
+        self._draining = False
         self._stop: asyncio.Event | None = None
         self._called: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
+        self._leaving = threading.Thread(target=self._nursery.stop, args=(LEAVE_SECONDS,), name="nursery")
         self._reachable_since: float | None = None
 
     def start(self) -> None:
@@ -90,6 +98,13 @@ class Control:
     def stop(self, timeout: float = 5.0) -> None:
         self._tell(self._stop)
         self._thread.join(timeout)
+        if self._draining:
+            self._leaving.join()
+
+    def drain(self) -> None:
+        """Recover nothing more; suspects are handed on. From any thread, and returns at once."""
+        self._draining = True
+        self._leaving.start()
 
     def recover(self) -> None:
         """There is work to recover; from any thread."""
@@ -185,14 +200,26 @@ class Control:
         for keys in self._redis.keyspace:
             room = RECOVERIES - len(self._recovering)
             if room <= 0:
-                return
+                break
             waiting = await self._redis.command(keys.partition, "ZRANGE", keys.recovery, 0, room - 1)
             for generation in waiting:
                 self._take_over(generation.decode())
-            if self._suspect is None:
-                for member in await self._redis.command(keys.partition, "ZRANGE", keys.suspects, 0, 0):
-                    suspect = self._suspect = member.decode()
-                    self._take_over(suspect)
+        await self._recover_suspects()
+
+    async def _recover_suspects(self) -> None:
+        """Generations that may be what killed their workers get a process of their own."""
+        if self._suspects:
+            self._suspects.difference_update(self._nursery.finished())
+            if not self._nursery.alive:
+                self._suspects.clear()
+        for keys in self._redis.keyspace:
+            if self._draining or len(self._suspects) >= SUSPECTS:
+                return
+            for member in await self._redis.command(keys.partition, "ZRANGE", keys.suspects, 0, SUSPECTS - 1):
+                suspect = member.decode()
+                if suspect not in self._suspects and len(self._suspects) < SUSPECTS:
+                    self._nursery.start(suspect)
+                    self._suspects.add(suspect)
 
     def _take_over(self, generation: str) -> None:
         if generation in self._recovering:
@@ -201,9 +228,6 @@ class Control:
 
         def ended(_: str | BaseException) -> None:
             self._recovering.discard(generation)
-            if self._suspect == generation:
-                self._suspect = None
-                self.recover()
 
         self._begin(wake_up(generation, Queue.INTERACTIVE.value, 0), ended)
 

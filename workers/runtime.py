@@ -142,6 +142,7 @@ class Runtime:
         """SIGTERM: let running streams end for a while, then hand them on. Returns at once."""
         if not self._stopping:
             self._stopping = True
+            self._control.drain()
             self._drainer.start()
 
     def _drain(self) -> None:

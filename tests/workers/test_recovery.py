@@ -39,10 +39,14 @@ def api(stack: Stack) -> Iterator[Api]:
 
 
 def kill(stack: Stack, completion_id: str) -> None:
-    """kill -9 of the worker that streams a completion; another one takes its place."""
-    victim = stack.worker_of(completion_id)
-    victim.end(signal.SIGKILL)
-    victim.start(stack.folder)
+    """kill -9 of the process that streams a completion; a worker gets a successor."""
+    pid = int(stack.state(completion_id)["worker"].split(":")[1])
+    victim = next((part for part in stack.parts.values() if part.process and part.pid == pid), None)
+    if victim is None:  # a process that a worker made for this completion alone
+        os.kill(pid, signal.SIGKILL)
+    else:
+        victim.end(signal.SIGKILL)
+        victim.start(stack.folder)
 
 
 def streaming(stack: Stack, completion_id: str, chunks: int = 4) -> None:

@@ -93,10 +93,9 @@ class TestBeforeTheFirstChunk:
 class TestAfterTheFirstChunk:
     def test_a_deterministic_answer_goes_on(self, api: Api) -> None:
         """Truncated, then stalled, then whole: the reader sees one stream."""
-        whole = answered(
-            api, {"chunks": 20, "cut_at_byte": 1500}, {"chunks": 20, "error_event_after": 15, "error": BUSY}, {"chunks": 20},
-            temperature=0,
-        )  # fmt: skip
+        truncated = {"chunks": 20, "cut_at_byte": 1500}
+        broken = {"chunks": 20, "error_event_after": 15, "error": BUSY}
+        whole = answered(api, truncated, broken, {"chunks": 20}, temperature=0)
         assert whole.last.event == "done"
         assert whole.text == ordered(20)
         assert list(whole.chunks) == list(range(len(whole.chunks)))
