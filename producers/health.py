@@ -20,8 +20,9 @@ from stores.health import Finding, fail, ok, warn
 
 #: How long the broker and a provider may take to answer, in seconds.
 PATIENCE = 5
-#: How long workers may take to answer, in seconds.
-WORKERS_PATIENCE = 2.0
+#: How long workers may take to answer, in seconds: all of that is waited, for nobody knows how many there are. Where
+#: none answers for a queue they are asked again, with more patience.
+WORKERS_PATIENCE = (0.5, 4.0)
 
 
 def broker(settings: Settings) -> list[Finding]:
@@ -44,16 +45,23 @@ def broker(settings: Settings) -> list[Finding]:
 
 def _workers(app: Any, connection: Any) -> list[Finding]:
     """Whether somebody takes messages from each queue."""
-    asking = app.control.inspect(timeout=WORKERS_PATIENCE, connection=connection)
-    answers: dict[str, list[dict[str, Any]]] = asking.active_queues() or {}
+    takers: dict[str, list[str]] = {}
+    for patience in WORKERS_PATIENCE:
+        asking = app.control.inspect(timeout=patience, connection=connection)
+        answers: dict[str, list[dict[str, Any]]] = asking.active_queues() or {}
+        for queue in Queue:
+            takers[queue.value] = sorted(
+                name for name, taken in answers.items() if queue.value in {each["name"] for each in taken}
+            )
+        if all(takers.values()):
+            break
     found: list[Finding] = []
-    for queue in Queue:
-        names = sorted(name for name, taken in answers.items() if queue.value in {q["name"] for q in taken})
-        check = f"workers {queue.value}"
+    for queue, names in takers.items():
+        check = f"workers {queue}"
         if names:
             found.append(ok(check, f"{len(names)}: {', '.join(names)}"))
         else:
-            command = f"celery --app=workers.app worker --pool=custom --queues={queue.value} …"
+            command = f"celery --app=workers.app worker --pool=custom --queues={queue} …"
             found.append(fail(check, "none answers", f"Start one: {command} (docs/deploy.md)."))
     return found
 
