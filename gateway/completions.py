@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.caller import identify, named, owned
 from gateway.http import Accepted, Call, Headers, Reply, integer
 from gateway.streaming import EventStream, OpenAIFraming, SeedFraming
 from producers.submit import Caller, Submission
-from schemas.errors import CacheMiss, GenerationFailed, TailraceError
+from schemas.errors import CacheMiss, GenerationFailed, NotFound, TailraceError
 from schemas.request import ChatCompletionRequest, parse_request
 from schemas.states import Queue, State
 
@@ -152,6 +153,7 @@ async def accept(call: Call, asked: Asked, request: ChatCompletionRequest) -> Fo
 async def submit(call: Call, asked: Asked, request: ChatCompletionRequest, prepare: Any) -> Submission:
     if asked.only_if_cached:
         raise CacheMiss("Nothing is cached for this request. Leave 'only-if-cached' out to ask the model.")
+    await admit(call, asked)
     return await call.context.submitter.submit(
         request,
         asked.caller,
@@ -159,6 +161,17 @@ async def submit(call: Call, asked: Asked, request: ChatCompletionRequest, prepa
         idempotency_key=asked.idempotency_key,
         prepare=prepare,
     )
+
+
+async def admit(call: Call, asked: Asked) -> None:
+    """Raises Unavailable while nothing new is let in. A retry of what was accepted is not new."""
+    admission = call.context.admission
+    if admission.closed is not None and asked.idempotency_key is not None:
+        with contextlib.suppress(NotFound):
+            known = await call.context.submitter.by_idempotency_key(asked.caller, asked.idempotency_key)
+            if await call.context.finder.find(known) is not None:
+                return
+    admission.check()
 
 
 async def resume(call: Call, asked: Asked, request: ChatCompletionRequest) -> Follow:

@@ -15,6 +15,7 @@ from producers.catalog import Catalog
 from producers.publish import Publisher, make_publisher
 from producers.submit import Submitter
 from schemas.settings import Settings
+from stores.admission import Admission
 from stores.apikeys import KeyRing
 from stores.books import Books
 from stores.config import read_providers
@@ -41,11 +42,14 @@ class Context:
     catalog: Catalog
     publisher: Publisher
     submitter: Submitter
+    admission: Admission
+    watching: asyncio.Task[None]
     followers: Followers
     finder: Finder
     http: httpx.AsyncClient
 
     async def close(self) -> None:
+        self.watching.cancel()
         await self.followers.close()
         await self.http.aclose()
         await self.publisher.close()
@@ -65,6 +69,8 @@ async def open_context(settings: Settings) -> Context:
     catalog = Catalog(providers, http)
     publisher = make_publisher(settings)
     followers = Followers(redis, books)
+    admission = Admission(redis, ledger_limit=settings.ledger_limit)
+    await admission.look()
     return Context(
         settings=settings,
         engine=engine,
@@ -75,6 +81,8 @@ async def open_context(settings: Settings) -> Context:
         catalog=catalog,
         publisher=publisher,
         submitter=Submitter(redis, catalog, publisher, books),
+        admission=admission,
+        watching=asyncio.create_task(admission.watch()),
         followers=followers,
         finder=followers.finder,
         http=http,

@@ -169,7 +169,11 @@ def _paths() -> dict[str, Any]:
         "/healthz": {"get": {**_operation("The process answers", [], _plain()), "security": []}},
         "/readyz": {
             "get": {
-                **_operation("Redis and the database answer", [], _plain(**{"503": "One of them doesn't."})),
+                **_operation(
+                    "Redis and the database answer; whether new work is let in",
+                    [],
+                    _plain(**{"503": "One of them doesn't."}),
+                ),
                 "security": [],
             }
         },

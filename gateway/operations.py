@@ -22,7 +22,10 @@ async def healthz(call: Call) -> Reply:
 
 
 async def readyz(call: Call) -> Reply:
-    """GET /readyz: 200 when Redis and the database answer, else 503 and which of them doesn't."""
+    """GET /readyz: 200 when Redis and the database answer, else 503 and which of them doesn't.
+
+    ``admission`` says whether new work is let in. A gateway that lets none in is ready all the same, for readers.
+    """
     context = call.context
     checks = {
         "redis": _check(context.redis.command(0, "PING", patience=PATIENCE)),
@@ -30,6 +33,8 @@ async def readyz(call: Call) -> Reply:
     }
     parts = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
     ready = all(state == "ok" for state in parts.values())
+    closed = context.admission.closed
+    parts["admission"] = "open" if closed is None else f"closed: {closed}"
     return Reply({"status": "ok" if ready else "unavailable", "parts": parts}, 200 if ready else 503)
 
 

@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     #: How long a settled chunk log stays in Redis.
     log_ttl_interactive: float = Field(default=3600.0, gt=0)
     log_ttl_bulk: float = Field(default=5.0, gt=0)
+    #: Records that may wait for SQL before nothing new is accepted.
+    ledger_limit: int = Field(default=200_000, gt=0)
     max_body_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     #: SSE comments while nothing else is sent.
     keepalive_seconds: float = Field(default=5.0, gt=0)

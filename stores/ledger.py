@@ -223,20 +223,18 @@ class Ledger:
             ttls |= {own.gen(generation): ttl, own.log(generation): ttl}
         return ttls
 
-    async def retry_dead(self, partition: int) -> int:
-        """Put all dead letters of a partition back on the ledger; how many there were."""
-        moved = 0
-        key = self._redis.keyspace[partition].dead
-        last: bytes | None = None  # those that die again meanwhile come after it
-        rows: list[Any] = await self._redis.command(partition, "XREVRANGE", key, "+", "-", "COUNT", 1)
-        if rows:
-            last = rows[0][0]
-        while last is not None:
-            page: list[Any] = await self._redis.command(partition, "XRANGE", key, "-", last, "COUNT", BATCH)
-            if not page:
-                break
-            moved += await self._scripts.revive(partition, [row[0] for row in page])
-        return moved
+
+async def retry_dead(redis: Redis, partition: int) -> int:
+    """Put all dead letters of a partition back on the ledger; how many there were."""
+    key = redis.keyspace[partition].dead
+    newest: list[Any] = await redis.command(partition, "XREVRANGE", key, "+", "-", "COUNT", 1)
+    if not newest:
+        return 0
+    last = newest[0][0]  # those that die again meanwhile come after it
+    scripts, moved = Scripts(redis), 0
+    while page := await redis.command(partition, "XRANGE", key, "-", last, "COUNT", BATCH):
+        moved += await scripts.revive(partition, [row[0] for row in page])
+    return moved
 
 
 def _is_redis(error: Exception) -> bool:

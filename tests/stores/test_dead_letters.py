@@ -15,7 +15,7 @@ from schemas.keys import Keys
 from schemas.records import Accepted, Ended, StoredLog, decode_record
 from schemas.states import State
 from stores.books import Books
-from stores.ledger import BATCH, ROLE, WAITING_TTL_MS, Ledger
+from stores.ledger import BATCH, ROLE, WAITING_TTL_MS, Ledger, retry_dead
 from stores.migration import migrate
 from stores.sql import is_sqlite, make_engine, refusal, writing
 from tests.support.generations import HEAD, Room, accepted, batch, ended, entries, ledger, texts
@@ -115,12 +115,12 @@ async def test_a_refused_acceptance(
     assert redis_client.pttl(KEYS.log(bad)) > WAITING_TTL_MS / 2
 
     relent(engine, "completions")
-    assert await leader.retry_dead(0) == 1
+    assert await retry_dead(space.redis, 0) == 1
     assert not redis_client.exists(KEYS.dead)
     await run_dry(leader)
     assert_in_the_books(books, bad, texts(0, 3))
     assert 0 < redis_client.pttl(KEYS.log(bad)) < WAITING_TTL_MS / 2
-    assert await leader.retry_dead(0) == 0
+    assert await retry_dead(space.redis, 0) == 0
 
 
 async def state_of(space: Room, id: str) -> Accepted:
@@ -158,11 +158,11 @@ async def test_a_refused_end(
     assert isinstance(buried, Ended)
     assert buried.generation == bad
 
-    assert await leader.retry_dead(0) == 1  # too early
+    assert await retry_dead(space.redis, 0) == 1  # too early
     await run_dry(leader)
     assert len(dead(redis_client)) == 1
     relent(engine, table)
-    assert await leader.retry_dead(0) == 1
+    assert await retry_dead(space.redis, 0) == 1
     await run_dry(leader)
     assert_in_the_books(books, bad, texts(0, 4))
     assert redis_client.pttl(KEYS.gen(bad)) > 0
@@ -181,7 +181,7 @@ async def test_many_refused(
     assert len(dead(redis_client)) == models.count(REFUSED)
     assert [books.completion(r.id) is None for r in records] == [m == REFUSED for m in models]
     relent(engine, "completions")
-    assert await leader.retry_dead(0) == models.count(REFUSED)
+    assert await retry_dead(space.redis, 0) == models.count(REFUSED)
     await run_dry(leader)
     assert all(books.completion(r.id) for r in records)
 
@@ -244,7 +244,7 @@ async def test_a_log_that_can_not_be_read(
     assert [("can't be read" in why) for _, why in dead(redis_client)] == [True, True]
     redis_client.hset(KEYS.gen(damaged), "next", "2")
     redis_client.restore(KEYS.log(overwritten), 0, log, replace=True)
-    assert await leader.retry_dead(0) == 2
+    assert await retry_dead(space.redis, 0) == 2
     await run_dry(leader)
     for id in (damaged, overwritten):
         assert_in_the_books(books, id, texts(0, 2))
@@ -304,6 +304,6 @@ async def test_a_value_beyond_an_index(
     assert len(dead(redis_client)) == (0 if is_sqlite(engine) else 1)
     with writing(engine) as connection:
         connection.exec_driver_sql("DROP INDEX too_small")
-    await leader.retry_dead(0)
+    await retry_dead(space.redis, 0)
     await run_dry(leader)
     assert books.completion(long.id) is not None

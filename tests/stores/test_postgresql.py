@@ -86,9 +86,9 @@ def test_a_migration_waits_as_long_as_it_takes(server: PostgresServer, engine: E
         "AND query_start < now() - interval '3 seconds'"
     )
     with ThreadPoolExecutor(1) as pool, server.connect(engine.url.database or "") as other:
-        other.execute(f"SELECT pg_advisory_lock({LOCK_SPACE}, {LOCK_MIGRATION})")
+        other.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_SPACE, LOCK_MIGRATION))
         migrating = pool.submit(migrate, engine)
         wait_until(lambda: ask(engine, waiting) == 1, what="migration that waits for long")
-        other.execute(f"SELECT pg_advisory_unlock({LOCK_SPACE}, {LOCK_MIGRATION})")
+        other.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCK_SPACE, LOCK_MIGRATION))
         migrating.result(FOREVER)
     check_schema(engine)

@@ -51,7 +51,15 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("up", "--help"), ("demo", "-h"), ("tail", "--help"), ("keys", "--help")]
+    "arguments",
+    [
+        ("--help",),
+        ("up", "--help"),
+        ("demo", "-h"),
+        ("tail", "--help"),
+        ("keys", "--help"),
+        ("doctor", "--help"),
+    ],
 )
 def test_help_loads_nothing_of_the_server(arguments: tuple[str, ...]) -> None:
     """Asking for help takes no database and no Celery."""
@@ -82,6 +90,7 @@ finally:
         ("up", "--port", "99999"),
         ("keys", "create"),
         ("keys", "list", "--yes"),
+        ("doctor", "--yes"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(arguments: tuple[str, ...]) -> None:
