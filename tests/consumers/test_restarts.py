@@ -14,7 +14,8 @@ from consumers.follow import Follow, collect, renderer_for
 from schemas.codec import Renderer, chunks_of
 from schemas.errors import Conflict, Restarted
 from stores.chunklog import PAGE
-from tests.support.attempts import SKIP, Writer, take_over, told
+from stores.scripts import SKIP
+from tests.support.attempts import Writer, take_over, told
 from tests.support.generations import accepted
 from tests.support.house import House, items
 from tests.support.properties import examples
@@ -70,7 +71,7 @@ class Reading:
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 4)),
-        st.tuples(st.just("restart"), st.sampled_from([0, 0, 0, SKIP])),
+        st.tuples(st.just("restart"), st.sampled_from([False, False, False, True])),
         st.tuples(st.just("open"), st.none() | st.floats(0, 1)),
         st.tuples(st.just("cut"), st.sampled_from(["pubsub", "normal"])),
         st.tuples(st.just("turns"), st.integers(1, 12)),
@@ -101,7 +102,7 @@ async def test_no_reader_ever_gets_a_splice(
             if step == "write":
                 await writer.write(value)
             elif step == "restart":
-                await writer.restart(value)
+                await writer.restart(rolled_back=value)
             elif step == "open":
                 after = -1 if value is None else round(value * writer.tail) - 1
                 try:
@@ -157,7 +158,7 @@ async def test_a_reader_who_has_nothing_yet_is_not_told(house: House, writer_of:
     writer: Writer = await writer_of()
     follow = await house.open(writer.generation)
     await writer.write(2, 1)
-    await writer.restart(SKIP)
+    await writer.restart(rolled_back=True)
     await writer.write(1)
     await until(lambda: len(follow._reader._queue) == 4)  # type: ignore[union-attr]
     (entry,) = await follow.next()
@@ -203,7 +204,7 @@ async def test_an_attempt_without_chunks(house: House, writer_of: Any) -> None:
     """The head of the one before it is no head of the next one."""
     writer: Writer = await writer_of()
     await writer.write(2)
-    await writer.restart(SKIP)
+    await writer.restart(rolled_back=True)
     follow = await house.open(writer.generation)
     await writer.restart()
     await writer.write(2)
@@ -212,14 +213,14 @@ async def test_an_attempt_without_chunks(house: House, writer_of: Any) -> None:
     assert [told(*pair) for pair in found] == [(SKIP + 2, 3), (SKIP + 3, 3)]
 
 
-@pytest.mark.parametrize("skip", [0, SKIP])
-async def test_a_long_log_that_was_abandoned(house: House, writer_of: Any, skip: int) -> None:
+@pytest.mark.parametrize("rolled_back", [False, True])
+async def test_a_long_log_that_was_abandoned(house: House, writer_of: Any, rolled_back: bool) -> None:
     """However many pages lie before the final attempt, a reader begins with its first chunk; SQL keeps it alone."""
     writer: Writer = await writer_of()
     await writer.write(*[1] * (PAGE + 20))
     behind = await house.open(writer.generation)
     assert (await behind.next())[0].first == 0
-    await writer.restart(skip)
+    await writer.restart(rolled_back=rolled_back)
     await writer.write(*[1] * (PAGE + 20))
     await writer.end()
     with pytest.raises(Restarted):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.api import CHAT, SEED, Api, asking, dump, error_of, text_of
-from tests.support.attempts import SKIP, Writer, told
+from tests.support.attempts import Writer, told
 from tests.support.generations import accepted, room
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -67,7 +67,7 @@ async def again(writer: Writer) -> None:
 
 
 async def again_after_a_rollback(writer: Writer) -> None:
-    await writer.restart(SKIP)
+    await writer.restart(rolled_back=True)
     await writer.write(1, 3)
     await writer.end()
 

@@ -10,9 +10,6 @@ from schemas.states import State
 from stores.redis import Redis
 from tests.support.generations import LEASE_MS, Room, batch, ended
 
-#: How far a new attempt's first index is from the last one where Redis was rolled back.
-SKIP = 1_000_000
-
 
 class Writer:
     """Whoever has the current attempt. Each chunk's text is its attempt and index, each head has the attempt."""
@@ -43,12 +40,15 @@ class Writer:
             assert await self.room.scripts.append(self.generation, self.attempt, chunks) == 0
             self.tail += size
 
-    async def restart(self, skip: int = 0) -> None:
-        """The next attempt. Where the last one had chunks, a marker says that they are abandoned."""
+    async def restart(self, *, rolled_back: bool = False) -> None:
+        """The next attempt. Where the last one had chunks, or may have had, a marker says that they are abandoned."""
         self.attempt = await take_over(self.room.redis, self.generation)
-        if self.tail > self.base:
-            self.base = await write_marker(self.room.redis, self.generation, self.tail, self.tail + skip)
-            self.tail = self.base
+        if rolled_back:
+            keys = self.room.redis.keys(self.generation)
+            await self.room.redis.command(keys.partition, "HSET", keys.gen(self.generation), "skip", 1)
+        base = await self.room.scripts.restart(self.generation, self.attempt)
+        assert base is not None
+        self.base = self.tail = base
 
     async def end(self, state: State = State.COMPLETED) -> None:
         await self.room.scripts.end(ended(self.generation, state), self.attempt)
@@ -76,22 +76,6 @@ async def take_over(space: Redis, generation: str) -> int:
     ]
     *_, answer = await space.commands(keys.partition, commands)
     return answer[0]
-
-
-async def write_marker(space: Redis, generation: str, tail: int, base: int) -> int:
-    """A restart marker behind the chunk before ``tail``: entry, state and message. Returns ``base``."""
-    keys = space.keys(generation)
-    entry = f"{tail}-1"
-    commands: list[tuple[str | int, ...]] = [
-        ("MULTI",),
-        ("XADD", keys.log(generation), entry, "r", base),
-        ("HSET", keys.gen(generation), "base", base, "next", base),
-        ("SPUBLISH", keys.channel(generation), f"{entry} r\n{base}"),
-        ("EXEC",),
-    ]
-    *_, answer = await space.commands(keys.partition, commands)
-    assert answer[0] == entry.encode(), answer
-    return base
 
 
 def told(index: int, chunk: dict[str, Any]) -> tuple[int, int]:
