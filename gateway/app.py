@@ -25,7 +25,16 @@ from schemas.settings import Settings
 PREFIXES = ("/v1", "/api/v1/llm")
 
 #: What a browser's script may read of an answer.
-EXPOSED = ["x-request-id", "x-completion-id", "x-cache", "age", "retry-after", "x-should-retry", "location"]
+EXPOSED = [
+    "x-request-id",
+    "x-completion-id",
+    "x-cache",
+    "age",
+    "retry-after",
+    "x-should-retry",
+    "x-base-index",
+    "location",
+]
 
 
 def make_app(settings: Settings) -> ASGIApp:

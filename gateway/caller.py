@@ -32,7 +32,11 @@ async def authenticate(call: Call) -> ApiKey:
 
 async def identify(call: Call) -> Caller:
     """Raises Unauthenticated, and InvalidRequest for an X-On-Behalf-Of that can't be a name."""
-    key = await authenticate(call)
+    return caller_with(call, await authenticate(call))
+
+
+def caller_with(call: Call, key: ApiKey) -> Caller:
+    """Who calls with a key that is right. Raises InvalidRequest."""
     return Caller(key.tenant, key.id, named(call, "x-on-behalf-of"))
 
 

@@ -8,12 +8,14 @@ import re
 from typing import Any
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from consumers.follow import Follow, collect, failure_of, renderer_for
 from consumers.hub import LogReader
 from consumers.lookup import Completion
-from gateway.caller import identify, named, owned
+from gateway.caller import authenticate, caller_with, named, owned
 from gateway.http import Accepted, Call, Headers, Reply, integer
+from gateway.leaving import cancels, leave, unless_left
 from gateway.streaming import EventStream, OpenAIFraming, SeedFraming
 from producers.submit import Caller, Submission
 from schemas.errors import CacheMiss, GenerationFailed, NotFound, TailraceError
@@ -32,11 +34,13 @@ class Asked(msgspec.Struct, frozen=True):
     idempotency_key: str | None
     sample: int | None
     only_if_cached: bool
+    cancels: bool  # when the client leaves
 
 
 async def read_headers(call: Call) -> Asked:
     """Raises Unauthenticated and InvalidRequest."""
-    caller = await identify(call)
+    key = await authenticate(call)
+    caller = caller_with(call, key)
     after: int | None = None
     for name in ("x-last-chunk-index", "last-event-id"):
         value = call.header(name)
@@ -52,6 +56,7 @@ async def read_headers(call: Call) -> Asked:
         named(call, "idempotency-key"),
         None if sample is None else integer(sample, name="x-sample", least=0),
         "only-if-cached" in directives,
+        cancels(call, key),
     )
 
 
@@ -71,11 +76,8 @@ async def stream(call: Call) -> Any:
     """POST …/chat/completions/stream: the seed's endpoint. 200 on acceptance; whatever fails later is an event."""
     asked = await read_headers(call)
     request = parse_request(await call.body())
-    if asked.after is not None:
-        follow = await resume(call, asked, request)
-        return EventStream(follow, SeedFraming(), completion_headers(follow.completion))
-    follow = await accept(call, asked, request)
-    return EventStream(follow, SeedFraming(), completion_headers(follow.completion))
+    follow = await (accept if asked.after is None else resume)(call, asked, request)
+    return EventStream(follow, SeedFraming(), completion_headers(follow.completion), cancels=asked.cancels)
 
 
 async def create(call: Call) -> Any:
@@ -89,34 +91,36 @@ async def create(call: Call) -> Any:
     else:
         follow = await accept(call, asked, request)
     headers = completion_headers(follow.completion)
-    if request.stream:
-        usage = bool(request.stream_options and request.stream_options.get("include_usage"))
-        return await open_stream(call, follow, headers, usage=usage)
     try:
-        body = await collect(follow, renderer_for(follow.completion))
+        if request.stream:
+            usage = bool(request.stream_options and request.stream_options.get("include_usage"))
+            return await open_stream(call, follow, headers, OpenAIFraming(usage=usage), cancels=asked.cancels)
+        answer = collect(follow, renderer_for(follow.completion))
+        return Reply(await unless_left(call, answer), headers=headers)
     except TailraceError as error:
         raise Accepted(error, headers) from error
-    return Reply(body, headers=headers)
+    except ClientDisconnect:
+        if asked.cancels:
+            await leave(call, follow.completion.id)
+        raise
 
 
-async def open_stream(call: Call, follow: Follow, headers: Headers, *, usage: bool) -> EventStream:
+async def open_stream(
+    call: Call, follow: Follow, headers: Headers, framing: OpenAIFraming, *, cancels: bool
+) -> EventStream:
     """Headers wait for the first chunk or a failure, for a while: a failure before any chunk keeps its HTTP status."""
     first = asyncio.create_task(follow.next())
     try:
-        done, _ = await asyncio.wait({first}, timeout=call.context.settings.header_hold_seconds)
-        if done:
-            try:
-                entries = first.result()
-            except TailraceError as error:
-                raise Accepted(error, headers) from error
+        with contextlib.suppress(TimeoutError):
+            entries = await unless_left(call, first, timeout=call.context.settings.header_hold_seconds)
             failure = failure_of(follow.end) if follow.end is not None else None
             if failure is not None and not any(entry.items for entry in entries):
-                raise Accepted(GenerationFailed(failure), headers)
+                raise GenerationFailed(failure)
     except BaseException:
         first.cancel()
         follow.close()
         raise
-    return EventStream(follow, OpenAIFraming(usage=usage), headers, first=first)
+    return EventStream(follow, framing, headers, first=first, cancels=cancels)
 
 
 async def respond_async(call: Call, asked: Asked, request: ChatCompletionRequest) -> Reply:

@@ -18,6 +18,7 @@ from schemas.errors import (
     GenerationFailed,
     InvalidRequest,
     MethodNotAllowed,
+    Restarted,
     TailraceError,
     TooLarge,
     Unavailable,
@@ -113,6 +114,8 @@ def error_reply(error: TailraceError, headers: Mapping[str, str] | None = None) 
         extra["retry-after"] = str(error.retry_after)
     if isinstance(error, GenerationFailed):
         extra["x-should-retry"] = "false"  # it was accepted and paid for; asking again does it twice
+    if isinstance(error, Restarted):
+        extra["x-base-index"] = str(error.base)
     if error.http_status == 401:
         extra["www-authenticate"] = "Bearer"
     return Reply(error.body(), error.http_status, extra)

@@ -28,6 +28,11 @@ _LAST = _header(
     "Resume: the index of the last chunk that you have, or -1 for all. Never starts new work.",
     "integer",
 )
+_DISCONNECT = _header(
+    "x-on-disconnect",
+    "`cancel`: the completion ends when this connection does. `continue`: it goes on, and can be resumed. Where it is "
+    "not sent, the key's setting counts for a POST.",
+)
 _POST_HEADERS = [
     _BEHALF,
     _LAST,
@@ -35,6 +40,7 @@ _POST_HEADERS = [
     _header("x-completion-id", "Which completion to resume."),
     _header("Idempotency-Key", "A retry with the same key within 24 hours gets the same completion."),
     _header("Cache-Control", "As in HTTP. `only-if-cached` is 504 on a miss."),
+    _DISCONNECT,
     _header("x-sample", "Which of several samples of the same request this is.", "integer"),
 ]
 _ID = {
@@ -142,6 +148,7 @@ def _paths() -> dict[str, Any]:
                         {"type": "integer", "minimum": -1},
                     ),
                     _header("Last-Event-ID", "Wins over `after`.", "integer"),
+                    _header("x-on-disconnect", "`cancel`: the completion ends when this connection does."),
                     _query("token", "A stream token, in place of a key.", {"type": "string"}),
                 ],
                 _answers(

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from typing import Any, cast
 
 import msgspec
 
-from consumers.follow import Follow, collect, renderer_for
+from consumers.follow import renderer_for
 from consumers.lookup import Completion, from_books
 from gateway.caller import authenticate, identify, owned, reader_of
 from gateway.completions import completion_headers, status_body
 from gateway.http import Call, Reply, integer
+from gateway.leaving import cancels
 from gateway.streaming import EventStream, SeedFraming
 from producers.submit import Caller
-from schemas.errors import Conflict, GenerationFailed, InvalidRequest, NotFound, Unavailable
-from schemas.fold import Fold
+from schemas.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from schemas.ids import is_completion_id
 from schemas.request import validate_metadata
 from schemas.states import PUBLIC_STATUSES, State
@@ -48,10 +47,8 @@ async def present(call: Call, completion: Completion) -> dict[str, Any]:
     if not completion.ended:
         return body
     follow = await call.context.followers.open(completion)
-    if completion.state is State.COMPLETED:
-        answer = await collect(follow, renderer_for(completion))
-    else:
-        answer = await _partial(follow)
+    fold, _ = await follow.fold(renderer_for(completion))
+    answer = fold.completion() if follow.last >= 0 else {}
     merged: dict[str, Any] = {"choices": [], **answer, **{k: v for k, v in body.items() if k != "choices"}}
     if "usage" not in merged:
         merged |= await _counted(call, completion)
@@ -75,17 +72,6 @@ async def _counted(call: Call, completion: Completion) -> dict[str, Any]:
             "estimated": tokens.estimated,
         }
     }
-
-
-async def _partial(follow: Follow) -> dict[str, Any]:
-    """What there is of an answer that was not finished."""
-    fold = Fold()
-    any_chunk = False
-    with contextlib.suppress(GenerationFailed):
-        async for _, chunk in follow.chunks(renderer_for(follow.completion)):
-            fold.add(chunk)
-            any_chunk = True
-    return fold.completion() if any_chunk else {}
 
 
 async def listing(call: Call) -> Reply:
@@ -268,7 +254,13 @@ def _place(call: Call) -> int:
 
 
 async def stream(call: Call) -> Any:
-    """GET …/{id}/stream?after=N: the seed's framing from any index. Past the end of a finished log: 204."""
+    """GET …/{id}/stream?after=N: the seed's framing from any index. Past the end of a finished log: 204.
+
+    Whoever reads what exists leaves it as it is when he goes, but for the header ``x-on-disconnect: cancel``.
+    """
+    cancelling = cancels(call)
+    if cancelling and "token" in call.request.query_params:
+        raise InvalidRequest("A stream token is for reading: it can't cancel.", param="x-on-disconnect")
     completion = await reader_of(call, call.path("id"))
     after = _place(call)
     follow = await call.context.followers.open(completion, after)
@@ -276,4 +268,4 @@ async def stream(call: Call) -> Any:
     if follow.completion.ended and after >= follow.completion.next:
         follow.close()
         return Reply(status=204, headers=headers)
-    return EventStream(follow, SeedFraming(), headers)
+    return EventStream(follow, SeedFraming(), headers, cancels=cancelling)

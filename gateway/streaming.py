@@ -16,8 +16,9 @@ from starlette.types import Receive, Send
 
 from consumers.follow import Follow, failure_of, renderer_for
 from gateway.http import Call, database_away, raw_headers
+from gateway.leaving import leave
 from schemas.codec import Renderer
-from schemas.errors import GenerationFailed, TailraceError
+from schemas.errors import GenerationFailed, Restarted, TailraceError, Unavailable
 from schemas.sse import COMMENT, OPENAI_DONE, done_frame, error_frame, openai_error_frame
 from stores.chunklog import Entry
 from stores.scripts import EndEntry
@@ -50,7 +51,9 @@ class SeedFraming:
         return b"id: %d\n" % index + error_frame(failure.code, failure.full_message)
 
     def broken(self, error: TailraceError) -> bytes:
-        return error_frame(error.code, error.message)
+        frame = error_frame(error.code, error.message)
+        # An EventSource that comes back with the index of a chunk that was abandoned is told to stop: 409.
+        return b"id: %d\n" % (error.base - 1) + frame if isinstance(error, Restarted) else frame
 
 
 class OpenAIFraming:
@@ -75,8 +78,8 @@ class OpenAIFraming:
 
 
 class EventStream:
-    """A follow as an answer. ``first`` are entries that were taken from it before the headers went out, or a task
-    that is taking them; it goes on with them."""
+    """A follow as an answer. ``first`` is a task that takes the first entries from it; it goes on with them.
+    ``cancels``: when the client leaves, the completion is cancelled."""
 
     def __init__(
         self,
@@ -85,8 +88,10 @@ class EventStream:
         headers: Mapping[str, str],
         *,
         first: asyncio.Task[list[Entry]] | None = None,
+        cancels: bool = False,
     ) -> None:
         self._follow = follow
+        self._cancels = cancels
         self._framing = framing
         self._headers = {**headers, **STREAM_HEADERS}
         self._first = first
@@ -129,24 +134,34 @@ class EventStream:
         try:
             try:
                 await self._copy(send)
+            except Unavailable as error:
+                await _piece(send, self._resumable(error))
             except TailraceError as error:
                 await _piece(send, self._framing.broken(error))
             except SQLAlchemyError as error:
                 log.warning("%s: the database failed: %s", call.request_id, error)
-                await _piece(send, self._framing.broken(database_away()))
+                await _piece(send, self._resumable(database_away()))
             except Exception:
                 log.exception("%s: the stream of %s broke", call.request_id, self._follow.completion.id)
-                await _piece(
-                    send, self._framing.broken(TailraceError("Something went wrong here. Resume the stream."))
-                )
+                await _piece(send, self._resumable(TailraceError("Something went wrong here.")))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if not left:
                 raise
             copying.uncancel()
+            if self._cancels:
+                await leave(call, self._follow.completion.id)
         finally:
             keeper.stop()
             watcher.cancel()
+
+    def _resumable(self, error: TailraceError) -> bytes:
+        """The end of a stream whose completion goes on all the same."""
+        follow = self._follow
+        how = (
+            f"Resume with 'x-last-chunk-index: {follow.last}' and 'x-completion-id: {follow.completion.id}'."
+        )
+        return self._framing.broken(TailraceError(f"{error.message.rstrip('.')}. {how}", code=error.code))
 
     async def _copy(self, send: Send) -> None:
         follow, framing, renderer = self._follow, self._framing, self._renderer

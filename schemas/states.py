@@ -33,6 +33,13 @@ ENDED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 PUBLIC_STATUSES = ("queued", "in_progress", "completed", "failed", "cancelled")
 
 
+class OnDisconnect(StrEnum):
+    """What becomes of a completion whose client leaves before it has its answer: ``x-on-disconnect``."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+
+
 class Queue(StrEnum):
     """The Celery queues; each is served by workers of its own."""
 

@@ -45,6 +45,7 @@ api_keys = Table(
     Column("admin", Boolean, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
+    Column("on_disconnect", Text),  # continue, cancel; NULL is continue
 )
 
 #: A row for each accepted completion. ``status`` is ``queued`` until the completion is settled, and then that of its

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.errors import InvalidRequest, TailraceError, Unauthenticated, Unavailable
+from schemas.states import OnDisconnect
 from schemas.tables import api_keys
 from stores.sql import among, reading, writing
 
@@ -47,6 +48,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     admin: bool
     created_ms: int
     revoked_ms: int | None
+    on_disconnect: str | None = None  # for requests without the header of that name
     end_user: str | None = None
 
 
@@ -59,14 +61,16 @@ class ApiKeys:
         self._engine = engine
         self._clock = clock
 
-    def create(self, name: str, tenant: str, admin: bool = False) -> tuple[ApiKey, str]:
+    def create(
+        self, name: str, tenant: str, admin: bool = False, *, on_disconnect: OnDisconnect | None = None
+    ) -> tuple[ApiKey, str]:
         """The row of a new key, and the key itself, which can't be had again."""
         for field, value in (("name", name), ("tenant", tenant)):
             if not value.strip() or not value.isprintable():
                 raise InvalidRequest(f"The {field} of a key must be printable text.", param=field)
         part = secrets.token_hex(6)
         plaintext = f"tr-{part}-{secrets.token_urlsafe(32)}"
-        key = ApiKey(f"key_{part}", tenant, name, _hash(plaintext), admin, self._clock(), None)
+        key = ApiKey(f"key_{part}", tenant, name, _hash(plaintext), admin, self._clock(), None, on_disconnect)
         row = {column.name: getattr(key, column.name) for column in api_keys.c}
         with writing(self._engine) as connection:
             connection.execute(insert(api_keys).values(row))

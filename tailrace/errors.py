@@ -118,7 +118,14 @@ class CompletionCancelled(CompletionError):
 
 
 class Restarted(CompletionError):
-    """The chunks read so far were abandoned for a new attempt: read again from the start (``after=-1``)."""
+    """The chunks read so far were abandoned for a new attempt: read again from the start (``after=-1``).
+
+    ``base`` is the index of the new attempt's first chunk; None where the server doesn't say.
+    """
+
+    def __init__(self, message: str, *, id: str, base: int | None = None) -> None:
+        super().__init__(message, id=id)
+        self.base = base
 
 
 def error_shape(body: bytes) -> dict[str, Any] | None:

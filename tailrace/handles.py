@@ -69,8 +69,8 @@ class Completion:
         """Every chunk after the index ``after``, live or from the books, each exactly once and in order.
 
         A lost, silent or stopped connection is opened again behind the last chunk seen. Raises
-        CompletionFailed or CompletionCancelled where the completion ended so, Restarted where the chunks seen
-        were abandoned, APIError where the server refuses, ConnectionFailed where it stays away.
+        CompletionFailed or CompletionCancelled where the completion ended so, Restarted where the chunks up to
+        ``after`` or those seen were abandoned, APIError where the server refuses, ConnectionFailed where it stays away.
         """
         failures = 0
         while True:
@@ -83,7 +83,10 @@ class Completion:
                         await response.aread()
                         error = api_error(response.status_code, response.headers, response.content)
                         if error.code == "restarted":
-                            raise Restarted(error.message, id=self.id)
+                            base = response.headers.get("x-base-index", "")
+                            raise Restarted(
+                                error.message, id=self.id, base=int(base) if base.isdigit() else None
+                            )
                         if retry_after(response) is None:
                             raise error
                         raise _Interrupted(error)
@@ -150,7 +153,8 @@ class Completion:
         text = cast("object", json.loads(event.data)) if event.data else ""
         code, _, message = str(text).partition(": ")
         if code == "restarted":
-            raise Restarted(message, id=self.id)
+            # The event's id is that of the last chunk that was abandoned.
+            raise Restarted(message, id=self.id, base=int(event.id) + 1 if event.id.isdigit() else None)
         _raise_unless_answered(self.id, await self.retrieve())
         # The completion is alive or well: what failed is this way of reading it.
         raise _Interrupted(ConnectionFailed(f"the stream of {self.id} broke: {text}"))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import tailrace
-from tailrace.cli import demo, doctor, keys, migrate, tail, up
+from tailrace.cli import cancel, demo, doctor, keys, migrate, tail, up
 from tailrace.cli.output import close_output, warn
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("tail")(tail.tail)
+app.command("cancel")(cancel.cancel)
 app.command("migrate")(migrate.migrate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(keys.app, name="keys")

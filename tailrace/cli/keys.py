@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,16 +24,25 @@ def create(
     admin: Annotated[
         bool, typer.Option("--admin", help="It may see and do what concerns all tenants.")
     ] = False,
+    on_disconnect: Annotated[
+        Literal["continue", "cancel"] | None,
+        typer.Option(
+            help="What becomes of a completion whose client leaves, where the request doesn't say (continue)."
+        ),
+    ] = None,
     as_json: Json = False,
     home: Home = None,
 ) -> None:
     """Make a key. It is shown once: only a hash of it is kept."""
     with database(home) as engine:
+        from schemas.states import OnDisconnect
         from stores.apikeys import ApiKeys
 
-        key, plaintext = ApiKeys(engine).create(name, tenant, admin)
+        setting = None if on_disconnect is None else OnDisconnect(on_disconnect)
+        key, plaintext = ApiKeys(engine).create(name, tenant, admin, on_disconnect=setting)
     if as_json:
-        print(json.dumps({"key": plaintext, "id": key.id, "name": name, "tenant": tenant, "admin": admin}))
+        told = {"id": key.id, "name": name, "tenant": tenant, "admin": admin, "on_disconnect": on_disconnect}
+        print(json.dumps({"key": plaintext, **told}))
     else:
         print(f"key {plaintext}\nid  {key.id}")
 
@@ -46,13 +55,14 @@ def list_keys(as_json: Json = False, home: Home = None) -> None:
 
         keys = ApiKeys(engine).list()
     if as_json:
-        names = ("id", "name", "tenant", "admin", "created_ms", "revoked_ms")
+        names = ("id", "name", "tenant", "admin", "on_disconnect", "created_ms", "revoked_ms")
         print(json.dumps([{name: getattr(key, name) for name in names} for key in keys]))
         return
     for key in keys:
         made = datetime.fromtimestamp(key.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-        notes = ("admin",) * key.admin + ("revoked",) * (key.revoked_ms is not None)
-        print("  ".join((key.id, made, key.tenant, key.name, *notes)))
+        notes = ("admin" if key.admin else "", "revoked" if key.revoked_ms is not None else "")
+        leaving = f"on-disconnect={key.on_disconnect}" if key.on_disconnect else ""
+        print("  ".join(filter(None, (key.id, made, key.tenant, key.name, *notes, leaving))))
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 
 import tailrace
 from tailrace.cli.options import Home
+from tailrace.cli.output import warn
 
 #: A server that is not there is asked again only this often: a person is waiting. A stream that has begun is patient.
 RETRIES = 2
@@ -34,13 +35,26 @@ async def _tail(client: tailrace.Client, id: str, start: int, as_json: bool) -> 
         async with client:
             completion = client.completion(id)
             await completion.status()
-            async with aclosing(completion.chunks(after=start - 1)) as chunks:
-                async for chunk in chunks:
-                    if as_json:
-                        print(json.dumps({"index": chunk.index, "chunk": chunk.data}), flush=True)
-                    elif chunk.text:
-                        text = chunk.text
-                        print(text, end="", flush=True)
+            while True:
+                try:
+                    async with aclosing(completion.chunks(after=start - 1)) as chunks:
+                        async for chunk in chunks:
+                            if as_json:
+                                print(json.dumps({"index": chunk.index, "chunk": chunk.data}), flush=True)
+                            elif chunk.text:
+                                text = chunk.text
+                                print(text, end="", flush=True)
+                    return
+                except tailrace.Restarted:
+                    text = _close_line(text)
+                    warn("the answer was started again, and what came so far is void; from its beginning:")
+                    start = 0
     finally:
-        if text and not text.endswith("\n"):
-            print(flush=True)
+        _close_line(text)
+
+
+def _close_line(text: str) -> str:
+    """A line break after a text without one; the text of the line that begins."""
+    if text and not text.endswith("\n"):
+        print(flush=True)
+    return ""

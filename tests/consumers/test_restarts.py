@@ -13,63 +13,23 @@ from hypothesis import strategies as st
 from consumers.follow import Follow, collect, renderer_for
 from schemas.codec import Renderer, chunks_of
 from schemas.errors import Conflict, Restarted
-from schemas.states import State
 from stores.chunklog import PAGE
-from tests.support.generations import accepted, batch, ended
+from stores.scripts import SKIP
+from tests.support.attempts import Writer, take_over, told
+from tests.support.generations import accepted
 from tests.support.house import House, items
 from tests.support.properties import examples
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_servers
 
-#: How far a new attempt's first index is from the last one where Redis was rolled back.
-SKIP = 1_000_000
-
-
-class Writer:
-    """A worker after the other at one generation: each chunk says its attempt and index, each head its attempt."""
-
-    def __init__(self, house: House, generation: str) -> None:
-        self.house = house
-        self.generation = generation
-        self.attempt = 1
-        self.base = self.tail = 0
-
-    async def write(self, *sizes: int) -> None:
-        for size in sizes:
-            head = b'{"top":{"attempt":%d},"choice":{}}' % self.attempt if self.tail == self.base else b""
-            said = [b'"%d:%d "' % (self.attempt, self.tail + place) for place in range(size)]
-            chunks = batch(self.tail, items=said, head=head)
-            await self.house.room.scripts.append(self.generation, self.attempt, chunks)
-            self.tail += size
-
-    async def restart(self, skip: int = 0) -> None:
-        claim = await self.house.room.restart(self.generation, skip=skip)
-        self.attempt, self.base, self.tail = claim.attempt, claim.next, claim.next
-
-    async def end(self, state: State = State.COMPLETED) -> None:
-        await self.house.room.scripts.end(ended(self.generation, state), self.attempt)
-
-    @property
-    def answer(self) -> list[tuple[int, int]]:
-        """(index, attempt) of the final attempt's chunks."""
-        return [(index, self.attempt) for index in range(self.base, self.tail)]
-
 
 @pytest.fixture
 def writer_of(house: House) -> Any:
     async def make() -> Writer:
-        return Writer(house, await house.room.running())
+        return Writer(house.room, await house.room.running())
 
     return make
-
-
-def told(index: int, chunk: dict[str, Any]) -> tuple[int, int]:
-    """A chunk as (index, attempt). Its text, its index and the head that it is rendered with are of one attempt."""
-    attempt, said = chunk["choices"][0]["delta"]["content"].split(":")
-    assert int(said) == index
-    assert chunk["attempt"] == int(attempt), "rendered with the head of another attempt"
-    return index, int(attempt)
 
 
 class Reading:
@@ -111,7 +71,7 @@ class Reading:
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 4)),
-        st.tuples(st.just("restart"), st.sampled_from([0, 0, 0, SKIP])),
+        st.tuples(st.just("restart"), st.sampled_from([False, False, False, True])),
         st.tuples(st.just("open"), st.none() | st.floats(0, 1)),
         st.tuples(st.just("cut"), st.sampled_from(["pubsub", "normal"])),
         st.tuples(st.just("turns"), st.integers(1, 12)),
@@ -131,17 +91,18 @@ async def test_no_reader_ever_gets_a_splice(
     prepared = await house.followers.prepare(record.id)
     await house.room.accept(record)
     await house.room.claim(record.id)
-    writer = Writer(house, record.id)
+    writer = Writer(house.room, record.id)
     completion = await house.find(record.id)
     readings = [Reading(house.followers.attach(prepared, completion), -1)]
     collecting = await house.open(record.id)
     collected = asyncio.create_task(collect(collecting, renderer_for(completion)))
     async with asyncio.timeout(30):
-        for step, value in [*steps, ("open", None), ("write", 1)]:
+        script: list[tuple[str, Any]] = [*steps, ("open", None), ("write", 1)]
+        for step, value in script:
             if step == "write":
                 await writer.write(value)
             elif step == "restart":
-                await writer.restart(value)
+                await writer.restart(rolled_back=value)
             elif step == "open":
                 after = -1 if value is None else round(value * writer.tail) - 1
                 try:
@@ -162,9 +123,11 @@ async def test_no_reader_ever_gets_a_splice(
         for reading in readings:
             await reading.task
             reading.check(writer)
-        text = "".join(f"{attempt}:{index} " for index, attempt in writer.answer)
         answer = await collected
-        assert (answer["choices"][0]["message"]["content"], answer["attempt"]) == (text, writer.attempt)
+        assert (answer["choices"][0]["message"]["content"], answer["attempt"]) == (
+            writer.text,
+            writer.attempt,
+        )
         for after in {-1, writer.base, writer.tail - 1, writer.tail}:
             late = Reading(await house.open(record.id, after), after)
             await late.task
@@ -195,7 +158,7 @@ async def test_a_reader_who_has_nothing_yet_is_not_told(house: House, writer_of:
     writer: Writer = await writer_of()
     follow = await house.open(writer.generation)
     await writer.write(2, 1)
-    await writer.restart(SKIP)
+    await writer.restart(rolled_back=True)
     await writer.write(1)
     await until(lambda: len(follow._reader._queue) == 4)  # type: ignore[union-attr]
     (entry,) = await follow.next()
@@ -222,13 +185,13 @@ async def test_a_marker_that_nobody_heard(house: House, writer_of: Any) -> None:
     for follow in follows:
         await follow.next()
     keys = house.room.redis.keys(writer.generation)
-    claim = await house.room.taken_over(writer.generation)
+    writer.attempt = await take_over(house.room.redis, writer.generation)
     house.client.xadd(keys.log(writer.generation), {"r": 3}, id="3-1")
     house.client.hset(keys.gen(writer.generation), mapping={"base": 3, "next": 3})
     follows[0]._reader.poke(0)  # type: ignore[union-attr]
     with pytest.raises(Restarted):
         await follows[0].next()
-    writer.attempt, writer.base = claim.attempt, 3
+    writer.base = 3
     await writer.write(1)
     with pytest.raises(Restarted):
         await follows[1].next()
@@ -241,7 +204,7 @@ async def test_an_attempt_without_chunks(house: House, writer_of: Any) -> None:
     """The head of the one before it is no head of the next one."""
     writer: Writer = await writer_of()
     await writer.write(2)
-    await writer.restart(SKIP)
+    await writer.restart(rolled_back=True)
     follow = await house.open(writer.generation)
     await writer.restart()
     await writer.write(2)
@@ -250,14 +213,14 @@ async def test_an_attempt_without_chunks(house: House, writer_of: Any) -> None:
     assert [told(*pair) for pair in found] == [(SKIP + 2, 3), (SKIP + 3, 3)]
 
 
-@pytest.mark.parametrize("skip", [0, SKIP])
-async def test_a_long_log_that_was_abandoned(house: House, writer_of: Any, skip: int) -> None:
+@pytest.mark.parametrize("rolled_back", [False, True])
+async def test_a_long_log_that_was_abandoned(house: House, writer_of: Any, rolled_back: bool) -> None:
     """However many pages lie before the final attempt, a reader begins with its first chunk; SQL keeps it alone."""
     writer: Writer = await writer_of()
     await writer.write(*[1] * (PAGE + 20))
     behind = await house.open(writer.generation)
     assert (await behind.next())[0].first == 0
-    await writer.restart(skip)
+    await writer.restart(rolled_back=rolled_back)
     await writer.write(*[1] * (PAGE + 20))
     await writer.end()
     with pytest.raises(Restarted):

@@ -95,18 +95,6 @@ class Room:
         await self.claim(record.id, queue=record.queue)
         return record.id
 
-    async def taken_over(self, generation: str) -> Claim:
-        """The next attempt's claim: the worker that held the lease is taken for lost."""
-        keys = self.redis.keys(generation)
-        await self.redis.command(keys.partition, "ZADD", keys.lease, 0, generation)
-        return await self.claim(generation)
-
-    async def restart(self, generation: str, *, skip: int = 0) -> Claim:
-        """The next attempt, which has published its restart marker: what was there is abandoned."""
-        claim = await self.taken_over(generation)
-        base = await write_marker(self.redis, generation, claim.next, claim.next + skip)
-        return msgspec.structs.replace(claim, next=base, base=base)
-
     async def finished(self, items: Sequence[bytes], record: Accepted | None = None, *, size: int = 3) -> str:
         """A completed generation with a chunk for each item, ``size`` of them to an entry; the id."""
         generation = await self.running(record)
@@ -114,26 +102,6 @@ class Room:
             await self.scripts.append(generation, 1, batch(first, items=items[first : first + size]))
         await self.scripts.end(ended(generation), 1)
         return generation
-
-
-async def write_marker(space: Redis, generation: str, next_index: int, base: int) -> int:
-    """A restart marker behind the chunk before ``next_index``: entry, state and message. A log that has nothing to
-    abandon gets none. Returns where the new attempt begins."""
-    keys = space.keys(generation)
-    began = int(await space.command(keys.partition, "HGET", keys.gen(generation), "base") or 0)
-    if next_index == began:
-        return began
-    entry = f"{next_index}-1"
-    commands: list[tuple[str | int, ...]] = [
-        ("MULTI",),
-        ("XADD", keys.log(generation), entry, "r", base),
-        ("HSET", keys.gen(generation), "base", base, "next", base),
-        ("SPUBLISH", keys.channel(generation), f"{entry} r\n{base}"),
-        ("EXEC",),
-    ]
-    *_, answer = await space.commands(keys.partition, commands)
-    assert answer[0] == entry.encode(), answer
-    return base
 
 
 @asynccontextmanager

@@ -108,7 +108,10 @@ class Part:
 
 
 class Stack:
-    """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away."""
+    """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away.
+
+    ``appendonly``: Valkey's data survive its restart.
+    """
 
     def __init__(
         self,
@@ -117,11 +120,12 @@ class Stack:
         settings: Mapping[str, str] | None = None,
         interactive: int = 1,
         concurrency: int = CONCURRENCY,
+        appendonly: bool = False,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="tr-stack-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
         self.database_url = database_url or f"sqlite:///{self.folder / 'books.db'}"
-        self.valkey = ValkeyServer()
+        self.valkey = ValkeyServer(appendonly=appendonly)
         self.backend = Backend(models=MODELS)
         #: A provider that lists no models, and a place where none is.
         self.silent = Backend(models=None)

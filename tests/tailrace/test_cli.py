@@ -57,6 +57,7 @@ def test_version() -> None:
         ("up", "--help"),
         ("demo", "-h"),
         ("tail", "--help"),
+        ("cancel", "--help"),
         ("keys", "--help"),
         ("doctor", "--help"),
     ],
@@ -88,7 +89,9 @@ finally:
         ("tail", ID, "--from", "x"),
         ("up", "--workers", "0"),
         ("up", "--port", "99999"),
+        ("cancel",),
         ("keys", "create"),
+        ("keys", "create", "ci", "--on-disconnect", "stop"),
         ("keys", "list", "--yes"),
         ("doctor", "--yes"),
     ],
@@ -156,6 +159,51 @@ async def test_tail_of_a_failure(server: StandIn, gateway: Gateway) -> None:
     assert "chatcmpl-nobody" in complaint(await tail(server, "chatcmpl-nobody"), 1)
 
 
+async def test_tail_of_an_answer_that_is_started_again(server: StandIn, gateway: Gateway) -> None:
+    """It says so, on standard error, and begins anew: in mid-stream, and where the index asked for is void."""
+    begun = frames(gateway.chunks[ID][:2], -1, "error", "restarted: The answer was started again.")
+    server.faults = [None, Reply(200, begun, SSE)]
+    done = await tail(server, ID)
+    assert "started again" in complaint(done, 0)
+    assert done.stdout == "Sluice gates\n" + "".join(TEXTS) + "\n"
+    assert [r.query.get("after") for r in server.requests] == [None, "-1", "-1"]
+    server.faults = [None, Reply.error(409, "restarted", "Start from -1.", x_base_index="3")]
+    done = await tail(server, ID, "--from", "2")
+    assert "started again" in complaint(done, 0)
+    assert done.stdout == "".join(TEXTS) + "\n"
+
+
+# --------------------------------------------------------------------------------------------------- cancel
+
+
+async def cancel(server: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(run, "cancel", *arguments, settings=settings(server))
+
+
+async def test_cancel_prints_the_state(server: StandIn, gateway: Gateway) -> None:
+    """Of each completion, on a line of its own."""
+    done = await cancel(server, ID)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{ID}  cancelled\n", "")
+    ids = [f"chatcmpl-{number}" for number in range(40, 80)]
+    for id in ids:
+        gateway.add(id, TEXTS)
+    done = await cancel(server, *ids)
+    assert (done.returncode, sorted(done.stdout.splitlines())) == (0, [f"{id}  cancelled" for id in ids])
+    done = await cancel(server, ID, "--json")
+    assert json.loads(done.stdout) == {"id": ID, "status": "cancelled"}
+
+
+async def test_one_that_can_not_be_cancelled_does_not_keep_the_others(
+    server: StandIn, gateway: Gateway
+) -> None:
+    gateway.add("chatcmpl-2", TEXTS)
+    done = await cancel(server, ID, "chatcmpl-nobody", "chatcmpl-2")
+    assert "chatcmpl-nobody" in complaint(done, 1)
+    assert sorted(done.stdout.splitlines()) == [f"{ID}  cancelled", "chatcmpl-2  cancelled"]
+    away = {"URL": "http://127.0.0.1:9", "API_KEY": "k"}
+    assert "http://127.0.0.1:9" in complaint(run("cancel", ID, settings=away), 1)
+
+
 def test_tail_without_a_server(tmp_path: Path) -> None:
     assert "tailrace up" in complaint(run("tail", ID, settings={"HOME": str(tmp_path)}), 1)
     away = {"URL": "http://127.0.0.1:9", "API_KEY": "k"}
@@ -194,6 +242,13 @@ def test_keys_and_migrations(
     keys = {key["name"]: key for key in json.loads(ok("keys", "list", "--json"))}
     assert (keys["ci"]["id"], keys["ci"]["tenant"], keys["ci"]["admin"]) == (made["id"], "acme", False)
     assert (keys["other"]["tenant"], keys["other"]["admin"]) == ("default", True)
+    leaver = json.loads(ok("keys", "create", "leaver", "--on-disconnect", "cancel", "--json"))
+    assert leaver["on_disconnect"] == "cancel"
+    assert f"{leaver['id']}" in ok("keys", "list")
+    (line,) = [line for line in ok("keys", "list").splitlines() if leaver["id"] in line]
+    assert line.endswith("leaver  on-disconnect=cancel")
+    settings = {key["name"]: key["on_disconnect"] for key in json.loads(ok("keys", "list", "--json"))}
+    assert settings == {"ci": None, "other": None, "leaver": "cancel"}
     assert made["key"] not in ok("keys", "list") + ok("keys", "list", "--json")
     assert ok("keys", "revoke", made["id"]) == f"{made['id']} revoked\n"
     assert "revoked" in next(line for line in ok("keys", "list").splitlines() if made["id"] in line)

@@ -235,8 +235,13 @@ async def test_abandoned_chunks_are_announced_and_a_result_survives_them(
     gateway.status[ID] = "in_progress"
     restarted = Reply(200, frames(gateway.chunks[ID][:2], -1, "error", "restarted: start again from -1"), SSE)
     server.faults = [restarted]
-    with pytest.raises(tailrace.Restarted, match="start again"):
+    with pytest.raises(tailrace.Restarted, match="start again") as told:
         await collect(client.completion(ID))
+    assert told.value.base == 3  # the event's id is that of the last abandoned chunk
+    server.faults = [Reply.error(409, "restarted", "Start from -1.", x_base_index="7")]
+    with pytest.raises(tailrace.Restarted, match="Start from -1") as told:
+        await collect(client.completion(ID), 3)
+    assert told.value.base == 7
     gateway.status[ID] = "completed"
     server.faults = [Reply.of({"id": ID, "status": "in_progress"}), restarted]
     assert await client.completion(ID).text() == "".join(TEXTS)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 import tailrace
+from tests.support.attempts import Writer
+from tests.support.generations import room
 from tests.support.stack import Stack
 from tests.tailrace.command import run
 
@@ -61,6 +64,60 @@ async def test_a_cancel_of_a_live_stream(client: tailrace.Client) -> None:
             pass
     with pytest.raises(tailrace.CompletionCancelled):
         await waiting
+
+
+async def test_a_cancel_by_every_client(client: tailrace.Client, stack: Stack, key: str) -> None:
+    """Without asyncio and from the command line too; partial text stays, and a finished one as it is."""
+    order = {"chunks": 50, "stall_after": 3}
+    for way in ("sync", "command"):
+        completion = await client.submit(**QUESTION, fake=order)
+        async with aclosing(completion.chunks()) as chunks:
+            text = "".join([(await anext(chunks)).text for _ in range(4)])
+        if way == "sync":
+
+            def cancel(id: str = completion.id) -> str:
+                with tailrace.SyncClient(stack.url, key) as sync:
+                    return sync.completion(id).cancel()
+
+            assert await asyncio.to_thread(cancel) == "cancelled"
+        else:
+            settings = {"URL": stack.url, "API_KEY": key}
+            done = await asyncio.to_thread(run, "cancel", completion.id, settings=settings)
+            assert (done.returncode, done.stdout) == (0, f"{completion.id}  cancelled\n"), done.stderr
+        record = await completion.retrieve()
+        assert (record["status"], record["choices"][0]["message"]["content"]) == ("cancelled", text)
+    finished = await client.submit(**QUESTION)
+    await finished.result()
+    assert await finished.cancel() == "completed"
+
+
+async def test_an_answer_that_is_started_again(client: tailrace.Client, stack: Stack, key: str) -> None:
+    """Who reads chunks is told where the new attempt begins, with and without asyncio; who waits for the result
+    gets that one."""
+    completion = await client.submit(**QUESTION, fake={"chunks": 50, "stall_after": 3})
+    chunks = completion.chunks()
+    seen = [(await anext(chunks)).index for _ in range(4)]
+    result = asyncio.create_task(completion.result())
+    async with room(stack.valkey.url) as space:
+        writer = await Writer.instead(space, completion.id)
+        await writer.restart()
+        await writer.write(2)
+        with pytest.raises(tailrace.Restarted, match="started again") as told:
+            await anext(chunks)
+        assert told.value.base == writer.base == seen[-1] + 1
+
+        def resume() -> None:
+            with tailrace.SyncClient(stack.url, key) as sync, pytest.raises(tailrace.Restarted) as again:
+                next(sync.completion(completion.id).chunks(after=1))
+            assert again.value.base == writer.base
+
+        await asyncio.to_thread(resume)
+        await writer.write(1)
+        await writer.end()
+    assert (await result)["choices"][0]["message"]["content"] == writer.text
+    found = [chunk async for chunk in completion.chunks()]
+    assert ("".join(c.text for c in found), found[0].index) == (writer.text, writer.base)
+    assert await completion.text() == writer.text
 
 
 async def test_a_failure_of_the_provider(client: tailrace.Client) -> None:

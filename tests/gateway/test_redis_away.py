@@ -1,0 +1,157 @@
+"""Redis goes away under live streams: they go on when it is back, or end with an error that says how to resume."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+import uvicorn
+
+from consumers import follow as follow_module
+from gateway.app import make_app
+from gateway.server import Protocol
+from schemas.settings import Settings
+from stores.wire import REPLY_TIMEOUT
+from tests.support.api import CHAT, SEED, Api, EventStream, Frame, asking, dump, ordered, text_of
+from tests.support.ports import free_port
+from tests.support.stack import Stack
+from tests.support.valkey import wait_until
+
+#: An answer of some 20 s.
+CHUNKS = 400
+ORDER = {"chunks": CHUNKS, "interval_ms": 50}
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Stack]:
+    """A stack whose Valkey is killed and stopped; its data are in an append-only file, each write as it is made."""
+    with Stack(appendonly=True) as stack:
+        stack.redis.config_set("appendfsync", "always")
+        yield stack
+
+
+class Reader(threading.Thread):
+    """Reads a stream to its end."""
+
+    def __init__(self, stream: EventStream) -> None:
+        super().__init__()
+        self.stream = stream
+        self.frames: list[Frame] = []
+        self.start()
+
+    def run(self) -> None:
+        self.frames = self.stream.rest()
+
+
+@contextmanager
+def reading(api: Api) -> Generator[list[Reader]]:
+    """A stream of each kind, of which something was read."""
+    with ExitStack() as stack:
+        bodies = [(SEED, asking(fake=ORDER)), (CHAT, asking(stream=True, fake=ORDER))]
+        streams = [stack.enter_context(api.events(body, url=url)) for url, body in bodies]
+        for stream in streams:
+            stream.next(3)
+        yield [Reader(stream) for stream in streams]
+
+
+def waiting(api: Api, answers: list[httpx.Response]) -> threading.Thread:
+    """Somebody who waits for a whole answer."""
+
+    def ask() -> None:
+        with Api(str(api.base_url), api.api_key, tenant=api.tenant, backend=api.backend) as other:
+            other.timeout = httpx.Timeout(120)
+            answers.append(other.post(CHAT, content=dump(asking(fake=ORDER))))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def killed(stack: Stack) -> None:
+    stack.valkey.kill()
+    stack.valkey.start()
+
+
+def silent(stack: Stack) -> None:
+    """For longer than anybody waits for a reply."""
+    stack.valkey.pause()
+    threading.Event().wait(REPLY_TIMEOUT + 3)
+    stack.valkey.resume()
+
+
+@pytest.mark.parametrize("happen", [killed, silent])
+def test_live_streams_go_on(mortal: Stack, happen: Callable[[Stack], None]) -> None:
+    """Nothing is missing and nothing comes twice, on either endpoint and for who waits for the whole."""
+    answers: list[httpx.Response] = []
+    with mortal.api() as api, reading(api) as readers:
+        whole = waiting(api, answers)
+        wait_until(lambda: len(api.get(CHAT).json()["data"]) == 3, what="third completion")
+        happen(mortal)
+        for reader in readers:
+            reader.join(90)
+            assert not reader.is_alive()
+        whole.join(90)
+        seed, openai = readers
+        assert [f.id for f in seed.frames] == list(range(3, CHUNKS + 4))
+        assert seed.frames[-1].event == "done"
+        assert openai.frames[-1].data == "[DONE]"
+        for reader in readers:
+            assert text_of(f.data for f in reader.frames) == ordered(CHUNKS).removeprefix(ordered(2))
+        (answer,) = answers
+        assert answer.json()["choices"][0]["message"]["content"] == ordered(CHUNKS)
+        mortal.settled(*(reader.stream.id for reader in readers))
+
+
+@pytest.fixture
+def impatient(mortal: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a gateway in this process, which waits for a Redis that is away no longer than it has to."""
+    monkeypatch.setattr(follow_module, "OUTAGE", 0.0)
+    for name, value in mortal.environment.items():
+        if name.startswith("TAILRACE_"):
+            monkeypatch.setenv(name, value)
+    port = free_port()
+    app = make_app(Settings())
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, http=Protocol, ws="none", lifespan="on", log_level="error")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started, what="gateway")
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_stream_that_can_wait_no_longer_says_how_to_resume(mortal: Stack, impatient: str) -> None:
+    """Index and headers are in the error; with them the same request goes on where the stream ended."""
+    with mortal.api() as api:
+        other = Api(impatient, api.api_key, tenant=api.tenant, backend=api.backend)
+        with other, reading(other) as readers:
+            mortal.valkey.kill()
+            for reader in readers:
+                reader.join(60)
+                assert not reader.is_alive()
+        mortal.valkey.start()
+        seed, openai = readers
+        (*chunks, last) = seed.frames
+        assert last.event == "error"
+        assert last.data.startswith("unavailable: Redis is not available")
+        error = openai.frames[-1].data["error"]
+        assert error["code"] == "unavailable"
+        tail = (chunks[-1].id or 0) if chunks else 2
+        for reader, message, had in (
+            (seed, last.data, tail),
+            (openai, error["message"], 2 + len(openai.frames) - 1),
+        ):
+            completion_id = reader.stream.id
+            assert message.endswith(
+                f"Resume with 'x-last-chunk-index: {had}' and 'x-completion-id: {completion_id}'."
+            )
+            headers = {"x-last-chunk-index": str(had), "x-completion-id": completion_id}
+            rest = api.seed(headers=headers)
+            assert list(rest.chunks) == list(range(had + 1, CHUNKS + 3))
+            assert rest.last.event == "done"
