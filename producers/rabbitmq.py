@@ -29,7 +29,7 @@ log = logging.getLogger("tailrace.publish")
 
 #: How long a broker that was reached may be silent where it should answer, in seconds: less than half of PATIENCE, so
 #: that a connection that died unnoticed leaves time for another one.
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 2
 #: Messages that are sent before their confirms are read.
 MOST_UNCONFIRMED = 500
 
@@ -141,6 +141,10 @@ class _Link:
         self._unconfirmed: dict[int, _Order] = {}
         self._sent = 0
         try:
+            # Each host of a URL that names several, and once more.
+            self._connection.ensure_connection(
+                max_retries=len(self._connection.alt) or 1, interval_start=RETRY_FIRST, interval_step=0
+            )
             self._channel: Any = self._connection.channel()
             # Declared as the workers do, so that the queue is there before the first worker is.
             queues: Any = app.amqp.queues

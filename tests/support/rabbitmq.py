@@ -87,6 +87,7 @@ class RabbitServer:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [SERVER],
+                cwd=self.directory,  # of a crash dump
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -150,7 +151,8 @@ class RabbitServer:
 
     def _declared(self, queue: str) -> Any:
         with Connection(self.url, connect_timeout=5) as connection:
-            return connection.default_channel.queue_declare(queue, passive=True)
+            channel: Any = connection.default_channel
+            return channel.queue_declare(queue, passive=True)
 
     def close(self) -> None:
         """End the broker and epmd, and remove their data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -139,7 +140,7 @@ class TestWork:
 
 
 class TestBrokerAway:
-    def test_streams_go_on_without_a_broker(self, api: Api, rabbit: RabbitServer) -> None:
+    def test_streams_go_on_without_a_broker(self, api: Api, stack: RabbitStack, rabbit: RabbitServer) -> None:
         """New work is refused meanwhile, what was accepted is done afterwards, and nothing is done twice."""
         order = {"chunks": 100, "interval_ms": 150}
         ids = [api.background(api.tenant, fake=order) for _ in range(20)]
@@ -161,6 +162,7 @@ class TestBrokerAway:
         wait_until(lambda: accepts(api), RECONNECT, "new work")
         assert len(api.provider_requests(api.tenant)) == 1 + len(ids)
         assert not api.provider_requests("refused")
+        assert not stack.readers()
 
     def test_accepted_work_survives_the_broker(
         self, api: Api, stack: RabbitStack, rabbit: RabbitServer
@@ -196,13 +198,14 @@ class TestBrokerAway:
 class TestWorkersThatGo:
     def test_a_message_that_a_dead_worker_took_goes_to_another(self, api: Api, stack: RabbitStack) -> None:
         """It had not begun: nobody waits for a lease to expire."""
-        with no_interactive_worker(stack), stack.worker("victim", "interactive", 4):
-            with stack.paused("victim"):
-                ids = [api.background(api.tenant) for _ in range(4)]
-                wait_until(lambda: stack.queue_length("interactive") == 0, what="messages that are taken")
-                stack.remove("victim", signal.SIGKILL)
-                stack.add_worker("heir", "interactive", 4)
-                assert {row.status for row in stack.settled(*ids)} == {"completed"}
+        with no_interactive_worker(stack):
+            victim = stack.add_worker("victim", "interactive", 4)
+            os.kill(victim.pid, signal.SIGSTOP)
+            ids = [api.background(api.tenant) for _ in range(4)]
+            wait_until(lambda: stack.queue_length("interactive") == 0, what="messages that are taken")
+            stack.remove("victim", signal.SIGKILL)
+            stack.add_worker("heir", "interactive", 4)
+            assert {row.status for row in stack.settled(*ids)} == {"completed"}
             stack.remove("heir")
         assert len(api.provider_requests(api.tenant)) == 4
 
