@@ -130,11 +130,7 @@ class _Link:
     """A connection with a channel that confirms. What it raises, the connection is no more to be used."""
 
     def __init__(self, app: Celery) -> None:
-        options = {
-            "confirm_publish": False,  # which would wait for each by itself
-            "read_timeout": ANSWER_SECONDS,
-            "write_timeout": ANSWER_SECONDS,
-        }
+        options = {"read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS}
         self._connection: Any = app.connection(
             transport_options=options, heartbeat=HEARTBEAT, connect_timeout=ANSWER_SECONDS
         )
