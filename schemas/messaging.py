@@ -26,6 +26,8 @@ BROKER_PREFIX = "tailrace:{p0}:broker:"
 #: Seconds after which a broker socket that says nothing is given up; kombu's own default waits for ever.
 SOCKET_TIMEOUT = 15
 CONNECT_TIMEOUT = 4
+#: Between the heartbeats of a connection to RabbitMQ, in seconds; either side gives up after two that are missing.
+HEARTBEAT = 10
 
 
 class WakeUp(TypedDict):
@@ -48,6 +50,11 @@ def wake_up(generation: str, queue: str, seq: int) -> WakeUp:
 def probe(partition: int, queue: str, seq: int) -> WakeUp:
     id = f"probe-{partition}-{queue}-{seq}"
     return {"v": VERSION, "id": id, "queue": queue, "seq": seq, "partition": partition}
+
+
+def on_rabbitmq(settings: Settings) -> bool:
+    """Whether Celery's broker is RabbitMQ."""
+    return settings.effective_broker_url.startswith(("amqp:", "amqps:", "pyamqp:"))
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
@@ -88,5 +95,35 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             # Taken is gone: a message that its worker loses is published again by its sequence number, and kombu's
             # notes of unacknowledged messages would cost two transactions each.
             "task_queues": [BrokerQueue(q.value, routing_key=q.value, no_ack=True) for q in Queue],
+        }
+    if on_rabbitmq(settings):
+        config |= {
+            # An unacknowledged message is a slot that is taken: a worker is sent as many as it has slots, and begins
+            # each at once. Should it die, they go to another one, who finds a lease or an end and does nothing.
+            "task_acks_late": True,
+            "worker_prefetch_multiplier": 1,
+            "broker_heartbeat": HEARTBEAT,
+            "broker_connection_timeout": CONNECT_TIMEOUT,
+            # A channel that the broker closes costs a new connection, not the worker and all its streams.
+            "broker_channel_error_retry": True,
+            # No confirms here: wake-ups are confirmed by their publisher, and a worker's thread that waited for those of
+            # its events would not notice that the broker is gone.
+            "broker_transport_options": {
+                "read_timeout": SOCKET_TIMEOUT,
+                "write_timeout": SOCKET_TIMEOUT,
+                "max_retries": 3,
+                "interval_start": 0,
+                "interval_step": 0.2,
+                "interval_max": 0.5,
+            },
+            # Classic whatever the virtual host's default is: on disk, so that a restart of the broker loses nothing.
+            # Replicas are not worth their price for wake-ups, which are published again by their sequence number, and
+            # workers would need another kind of prefetch for quorum queues.
+            "task_queues": [
+                BrokerQueue(
+                    q.value, routing_key=q.value, durable=True, queue_arguments={"x-queue-type": "classic"}
+                )
+                for q in Queue
+            ],
         }
     return config

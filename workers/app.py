@@ -13,7 +13,7 @@ from celery import Celery
 from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
 from schemas.settings import Settings
 from schemas.states import Queue
-from workers.steps import QuietConsumerStep, RuntimeStep
+from workers.steps import AcknowledgeStep, QuietConsumerStep, RuntimeStep
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
@@ -34,7 +34,7 @@ app.conf.beat_schedule = {
     }
 }
 app.steps["worker"].add(RuntimeStep)
-app.steps["consumer"].add(QuietConsumerStep)
+app.steps["consumer"].update((QuietConsumerStep, AcknowledgeStep))
 
 
 @app.task(name=GENERATE)

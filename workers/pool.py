@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.exceptions import Reject
 
 from schemas.messaging import GENERATE, STOPPING, WakeUp
 
@@ -99,13 +100,17 @@ class TaskPool(ThreadPool):
             end, message = running.end, running.message
             if end == STOPPING and message is not None:
                 # It was taken from its queue just then, and is for the next worker.
-                self.app.tasks[GENERATE].apply_async(
-                    args=(message,), queue=message["queue"], task_id=message["id"]
-                )
+                task = self.app.tasks[GENERATE]
+                if task.acks_late:
+                    end = Reject(STOPPING, requeue=True)
+                else:
+                    task.apply_async(args=(message,), queue=message["queue"], task_id=message["id"])
             seconds = time.monotonic() - running.since
             if isinstance(end, BaseException):
                 try:
                     raise end
+                except Reject:
+                    running.callback((1, ExceptionInfo(), seconds))
                 except BaseException:
                     log.exception("a generate task failed: %s", message)
                     running.callback((1, ExceptionInfo(), seconds))

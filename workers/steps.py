@@ -7,10 +7,12 @@ were never to be redelivered and 1.1 ms into publishing each task event by itsel
 from __future__ import annotations
 
 import sys
+import time
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
+from celery.worker.state import active_requests
 
 from schemas.errors import TailraceError
 from schemas.settings import Settings
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 #: How long task events are gathered before they are published, in seconds.
 EVENTS_PAUSE = 0.25
+#: After so long a running task's message is acknowledged, in seconds, and how often that is looked at. RabbitMQ closes
+#: the channel of whoever keeps one for 30 minutes (its ``consumer_timeout``).
+ACKNOWLEDGE_AFTER, ACKNOWLEDGE_PERIOD = 600.0, 60.0
 
 
 class RuntimeStep(bootsteps.StartStopStep):
@@ -80,6 +85,29 @@ class QuietConsumerStep(bootsteps.StartStopStep):
     def stop(self, parent: Any) -> None:
         if parent.event_dispatcher is not None:
             parent.event_dispatcher.on_send_buffered = None
+
+
+class AcknowledgeStep(bootsteps.StartStopStep):
+    """Where messages are acknowledged when their task ends: what is different for some of them."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def include_if(self, parent: Any) -> bool:
+        return bool(parent.app.conf.task_acks_late)
+
+    def start(self, parent: Any) -> None:
+        for request in tuple(active_requests):
+            # It came by a connection that was lost, so it is the broker's again; whoever gets it finds the lease.
+            request.acknowledged = True
+        if parent.hub is not None:
+            parent.hub.timer.call_repeatedly(ACKNOWLEDGE_PERIOD, _acknowledge_long_ones)
+
+
+def _acknowledge_long_ones() -> None:
+    """A message that begins its task needs no more care; it is kept for the slot that it stands for."""
+    for request in tuple(active_requests):
+        if request.time_start is not None and time.time() - request.time_start > ACKNOWLEDGE_AFTER:
+            request.acknowledge()
 
 
 def _forget(qos: Any, delivery_tag: str) -> None:

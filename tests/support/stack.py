@@ -231,12 +231,14 @@ class Stack:
         """End a process that was added."""
         self.parts.pop(name).end(number)
 
-    def add_worker(self, name: str, queue: str, concurrency: int, *, wait: bool = True) -> Part:
+    def add_worker(
+        self, name: str, queue: str, concurrency: int, *, wait: bool = True, app: str = "workers.app"
+    ) -> Part:
         """One more worker process; ``wait`` until it takes work."""
         before = self.workers_up()
         part = self._part(
             name,
-            *("celery", "-A", "workers.app", "worker", "-P", "custom", "-Q", queue),
+            *("celery", "-A", app, "worker", "-P", "custom", "-Q", queue),
             *("-c", str(concurrency), "-n", f"{name}@%h", "-E", "--without-mingle", "--without-gossip"),
             *("-l", "WARNING"),
             CELERY_CUSTOM_WORKER_POOL="workers.pool:TaskPool",
