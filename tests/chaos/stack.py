@@ -71,8 +71,7 @@ class ChaosStack:
         provider = {"base_url": f"http://127.0.0.1:{self.backend_port}/v1", "timeout": TIMEOUT}
         write_providers(self.folder / "providers.toml", {"fake": {**provider, "max_concurrency": 4096}})
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("TAILRACE_", "CELERY_"))},
-            **{k: v for k, v in os.environ.items() if k == "TAILRACE_TEST_RUN"},
+            **os.environ,
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             **{f"TAILRACE_{name}": value for name, value in self._settings().items()},
@@ -107,7 +106,7 @@ class ChaosStack:
     @property
     def settings(self) -> Settings:
         """As the processes have them."""
-        return Settings(**{name.lower(): value for name, value in self._settings().items()})
+        return Settings.model_validate({name.lower(): value for name, value in self._settings().items()})
 
     def _part(self, name: str, *arguments: str) -> None:
         command = [sys.executable, "-P", "-m", *arguments]
@@ -121,7 +120,7 @@ class ChaosStack:
                 for part in self.parts.values():
                     part.check()
                 clients = redis.client_list(_type="pubsub")
-                if sum(c["psub"] != "0" for c in clients) < len(WORKERS):  # type: ignore[index]
+                if sum(c["psub"] != "0" for c in clients) < len(WORKERS):
                     return False
                 try:
                     return client.get("/readyz").status_code == 200
