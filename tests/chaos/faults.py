@@ -32,6 +32,8 @@ class Fault:
     lasts: tuple[float, float]
 
 
+#: Seconds: in a shorter run than this, outages of servers are shorter too.
+SHORT = 200.0
 #: Without these no stream goes on, whoever takes it over.
 RECOVERY_NEEDS = frozenset({"valkey", "backend"})
 #: A supervisor's pause before it starts something again, in seconds.
@@ -122,7 +124,10 @@ class Faults:
         for place, fault in enumerate(deck):
             due = slot * (place + random.random() * 0.6)
             part = random.choice(fault.parts)
-            lasts = random.uniform(*fault.lasts)
+            least, most = fault.lasts
+            if fault in SERVER_FAULTS:  # in a short run a server is not away for most of it
+                most = min(most, max(least + 0.5, most * self._seconds / SHORT))
+            lasts = random.uniform(least, most)
             await asyncio.sleep(max(0.0, due - self._now))
             async with self._stack.locks[part]:
                 await self._inject(fault, part, lasts)

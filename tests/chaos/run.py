@@ -199,12 +199,15 @@ class _Run:
     async def _settled(self, seconds: float) -> None:
         """Wait until the books have an end of every completion that they know and of each that was accepted."""
         accepted = {id for tracked in self.traffic.tracked for id in tracked.ids}
-        end = time.monotonic() + seconds
+        end, told = time.monotonic() + seconds, 0.0
         while time.monotonic() < end:
             try:
                 known, open_ = await asyncio.to_thread(self._books)
                 if known >= len(accepted) and not open_:
                     return
+                if time.monotonic() - told > PROGRESS:
+                    told = time.monotonic()
+                    self._say(f"the books know {known:,} of {len(accepted):,}, and no end of {len(open_)}")
             except Exception as error:  # noqa: BLE001 - whatever it is: the count tells
                 self._say(f"the books: {error}")
             await asyncio.sleep(0.5)

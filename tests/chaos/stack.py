@@ -158,10 +158,10 @@ class ChaosStack:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep_logs(self) -> None:
-        """Copy the servers' logs beside those of the parts, and take away their data."""
-        for name, log in (("valkey", self.valkey.log), ("postgres", self.postgres.log)):
-            if log.exists():
-                shutil.copyfile(log, self.folder / f"{name}.log")
+        """Copy what Valkey had, and PostgreSQL's log, beside the logs of the parts."""
+        if self.postgres.log.exists():
+            shutil.copyfile(self.postgres.log, self.folder / "postgres.log")
+        shutil.copytree(self.valkey.directory, self.folder / "valkey", dirs_exist_ok=True)
         self.valkey.close()
         self.postgres.close()
 
