@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.stack import BULK, INTERACTIVE, STOP_SECONDS, WORKERS, ChaosStack
+from tests.chaos.stack import BULK, INTERACTIVE, STOP_SECONDS, WORKERS, ChaosStack, Supervisor
 from tests.chaos.watch import Watch
 
 KILL_WORKER = "kill -9 a worker"
@@ -78,6 +78,7 @@ class Faults:
         self,
         stack: ChaosStack,
         watch: Watch,
+        supervisor: Supervisor,
         *,
         seed: int,
         seconds: float,
@@ -91,6 +92,7 @@ class Faults:
         self.problems: list[str] = []
         self._stack = stack
         self._watch = watch
+        self._supervisor = supervisor
         self._seed = seed
         self._seconds = seconds
         self._rounds = rounds
@@ -182,9 +184,7 @@ class Faults:
 
     async def _inject(self, fault: Fault, part: str, lasts: float) -> None:
         stack = self._stack
-        if not stack.alive(part):
-            self.problems.append(f"{part} had ended by itself")
-            await asyncio.to_thread(stack.begin, part)
+        await self._supervisor.see_to(part)
         injected = Injected(fault.name, part, self._now)
         self.injected.append(injected)
         self._say(f"{fault.name}: {part}, for {lasts:.1f} s")

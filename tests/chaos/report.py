@@ -49,6 +49,8 @@ class Report(msgspec.Struct, kw_only=True):
     readings: int = 0
     chunks_read: int = 0
     tracebacks: int = 0
+    #: How often a part gave up as it started, because a server was away.
+    false_starts: dict[str, int] = {}
     unmet: list[str] = []
     problems: dict[str, list[str]] = {}
 
@@ -112,6 +114,7 @@ def show(report: Report, console: Console) -> None:
     table.add_row("chunks read", f"{report.chunks_read:,}")
     for name, count in sorted(report.counts.items()):
         table.add_row(f"  {name}", f"{count:,}")
+    table.add_row("ended as they started", _pairs(report.false_starts))
     table.add_row("tracebacks in the logs", f"{report.tracebacks:,}")
     console.print(table)
 

@@ -170,6 +170,7 @@ class _Run:
         self.faults = Faults(
             stack,
             self.watch,
+            self.supervisor,
             seed=options.seed,
             seconds=options.seconds,
             rounds=options.fault_minimum + (options.fault_minimum > 2),
@@ -217,7 +218,7 @@ class _Run:
 
     async def _replay(self) -> None:
         """Some completions once more from their first chunk, when all is quiet."""
-        with_text = [t for t in self.traffic.tracked if t.id is not None and t.ask.stored]
+        with_text = [t for t in self.traffic.tracked if t.ask.stored and any(r.end for r in t.readings)]
         chosen = Random(f"{self.options.seed}:replay").sample(with_text, min(REPLAYED, len(with_text)))
         quiet = asyncio.Semaphore(16)
 
@@ -281,7 +282,8 @@ class _Run:
         report.shapes = dict(Counter(t.ask.shape for t in accepted.values()).most_common())
         report.readings = sum(len(t.readings) for t in traffic.tracked)
         report.chunks_read = sum(len(r.digests) for t in traffic.tracked for r in t.readings)
-        report.counts = dict(self.counts)
+        report.counts = {name: count for name, count in self.counts.items() if count}
+        report.false_starts = dict(self.supervisor.false_starts)
         lost = [f"{t.ask.shape}: {t.problems}" for t in traffic.tracked if t.problems and t.id is None]
         if lost:
             report.problems["never accepted"] = lost

@@ -12,6 +12,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -37,6 +39,8 @@ WORKERS = (*INTERACTIVE, BULK)
 SLOTS, BULK_SLOTS = 320, 32
 #: How long a process may take to end after SIGTERM, in seconds.
 STOP_SECONDS = 45.0
+#: How long after its start a process may give up because Redis or the database is away, in seconds.
+STARTING = 45.0
 #: What a provider may keep us waiting for, in seconds: short, so that a backend that stands still is a fault.
 TIMEOUT = {"connect": 3, "first_chunk": 6, "between_chunks": 4, "total": 180}
 SETTINGS = {"LOG_TTL_INTERACTIVE": "60", "LOG_TTL_BULK": "5"}
@@ -55,6 +59,8 @@ class ChaosStack:
         self.port, self.backend_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.parts: dict[str, Part] = {}
+        #: When each part was last started anew, on the monotonic clock.
+        self.begun: dict[str, float] = {}
         #: Held by whoever does something to a part, so that two faults don't meet in it.
         self.locks: dict[str, asyncio.Lock] = {}
 
@@ -200,6 +206,7 @@ class ChaosStack:
 
     def begin(self, name: str) -> None:
         """Start a part that was ended."""
+        self.begun[name] = time.monotonic()
         if name == "valkey":
             self.valkey.start()
         elif name == "postgres":
@@ -224,20 +231,31 @@ class ChaosStack:
 
 
 class Supervisor:
-    """Starts again what ended though nobody did anything to it, and says so."""
+    """Starts again what ended though nobody did anything to it. What ends while it starts may be told that a server is
+    away, and try again; whatever ends later is in ``deaths``."""
 
     def __init__(self, stack: ChaosStack) -> None:
         self._stack = stack
         self.deaths: list[str] = []
+        self.false_starts: Counter[str] = Counter()
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(0.5)
             for name, lock in self._stack.locks.items():
-                if lock.locked() or self._stack.alive(name):
-                    continue
-                async with lock:
-                    part = self._stack.parts.get(name)
-                    code = part.process.returncode if part is not None and part.process is not None else "?"
-                    self.deaths.append(f"{name} ended by itself, with {code}")
-                    await asyncio.to_thread(self._stack.begin, name)
+                if not lock.locked():
+                    async with lock:
+                        await self.see_to(name)
+
+    async def see_to(self, name: str) -> None:
+        """Start the part again where it has ended; the caller holds its lock."""
+        stack = self._stack
+        if stack.alive(name):
+            return
+        part = stack.parts.get(name)
+        code = part.process.returncode if part is not None and part.process is not None else "?"
+        if time.monotonic() - stack.begun.get(name, 0.0) < STARTING:
+            self.false_starts[name] += 1
+        else:
+            self.deaths.append(f"{name} ended by itself, with {code}")
+        await asyncio.to_thread(stack.begin, name)
