@@ -284,6 +284,8 @@ class _Run:
         report.chunks_read = sum(len(r.digests) for t in traffic.tracked for r in t.readings)
         report.counts = {name: count for name, count in self.counts.items() if count}
         report.false_starts = dict(self.supervisor.false_starts)
+        if traffic.failures:
+            report.problems["the driver failed"] = traffic.failures
         lost = [f"{t.ask.shape}: {t.problems}" for t in traffic.tracked if t.problems and t.id is None]
         if lost:
             report.problems["never accepted"] = lost
