@@ -68,7 +68,6 @@ class Injected:
     lasted: float = 0.0
     #: Generations with published chunks that a killed worker held.
     hit: int = 0
-    mended: bool = False
 
 
 class Faults:
@@ -196,7 +195,7 @@ class Faults:
                 await asyncio.sleep(lasts)
             finally:
                 stack.signal(part, signal.SIGCONT)
-            injected.lasted, injected.mended = lasts, True
+            injected.lasted = lasts
         else:
             await asyncio.to_thread(stack.kill if fault.how == "kill" else self._end, part)
             await asyncio.sleep(lasts)
@@ -216,7 +215,7 @@ class Faults:
 
     async def _mend(self, injected: Injected, part: str) -> None:
         await asyncio.to_thread(self._stack.begin, part)
-        injected.lasted, injected.mended = self._now - injected.at, True
+        injected.lasted = self._now - injected.at
 
 
 def counted(injected: list[Injected], enough: int) -> tuple[dict[str, int], int]:

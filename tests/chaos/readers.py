@@ -107,7 +107,6 @@ class Readers:
 
     def _restart(self, reading: Reading) -> None:
         reading.start_again()
-        reading.restarts += 1
         self.counts["restarts told"] += 1
 
     async def follow(self, tracked: Tracked, reading: Reading, after: int | None, random: Random) -> None:

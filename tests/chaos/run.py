@@ -44,6 +44,8 @@ FAULTS_EACH, KILLS, ENOUGH = 5, 30, 20
 MORE = 1.12
 #: Seconds before the first fault, in which streams begin.
 WARM_UP = 8.0
+#: Seconds: in a shorter run than this the answers are quicker too, so that it ends soon.
+UNHURRIED = 120.0
 #: Between lines of progress, in seconds.
 PROGRESS = 10.0
 #: Completions that are read once more through the gateway at the end, the first time after the faults.
@@ -157,7 +159,7 @@ class _Run:
         run = f"{options.seed}-{os.getpid()}"
         late = LATE if options.seconds >= 200 else (2.0, options.seconds / 3)
         self.traffic = Traffic(
-            Shapes(options.seed, run),
+            Shapes(options.seed, run, slowness=max(0.5, min(1.0, options.seconds / UNHURRIED))),
             self.readers,
             seed=options.seed,
             wanted=int(options.wanted * MORE),
@@ -275,6 +277,7 @@ class _Run:
                 ]
         asked = Counter(read_journal(self.stack.journal))
         report.accepted = len(accepted)
+        report.unknown = sum(t.unknown for t in traffic.tracked)
         report.status = dict(sorted(status.items()))
         report.failures = dict(failures.most_common())
         report.attempts = histogram(attempts)

@@ -173,10 +173,6 @@ class ChaosStack:
 
     # ------------------------------------------------------------------------------------------ signals
 
-    def worker_prefix(self, name: str) -> str:
-        """What the ``worker`` field of its leases begins with."""
-        return f":{self.parts[name].pid}:"
-
     def signal(self, name: str, number: int) -> None:
         """A signal to one part; to all processes of PostgreSQL, for the one that was started only listens."""
         if name == "valkey":
