@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -126,7 +127,9 @@ class _Run:
         finally:
             for task in background:
                 task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            for outcome in await asyncio.gather(*background, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self.traffic.failures.append("".join(traceback.format_exception(outcome)))
         self._say("counting")
         await self._replay()
         await asyncio.to_thread(self._count)
