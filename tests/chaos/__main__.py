@@ -74,6 +74,7 @@ def main() -> int:
         finally:
             left = stack.close()
         report.unmet += left
+        report.tracebacks = stack.tracebacks()
         report.ok = report.ok and not left
         remove = report.ok and not keep
     finally:

@@ -335,7 +335,6 @@ class _Run:
         if report.accepted != report.finished:
             report.unmet.append(f"{report.accepted} accepted, {report.finished} finished")
         report.unmet += self.supervisor.deaths + self.faults.problems
-        report.tracebacks = self.stack.tracebacks()
         report.ok = not report.unmet and not report.problems
 
 
