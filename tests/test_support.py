@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,9 +12,10 @@ import psycopg
 import pytest
 import redis
 
-from tests.support.backend import Backend, BackendProcess
+from tests.support.backend import Backend, BackendProcess, read_journal
 from tests.support.leaks import leaks
 from tests.support.postgres import PostgresServer
+from tests.support.tries import sampled_word
 from tests.support.valkey import ValkeyCluster, ValkeyServer, wait_until
 
 GENERATION = "chatcmpl-0190"
@@ -81,6 +83,28 @@ class TestAnswers:
         """The same text as the stream's."""
         answer = ask(backend.url, stream=False, fake={"text": "to be or not"}).json()
         assert answer["choices"][0]["message"]["content"] == "to be or not"
+
+    def test_tries_are_counted_by_name_and_over_a_restart(self, tmp_path: Path) -> None:
+        """The first two fail, whichever process of the backend is asked; then the same words come in other pieces."""
+        text = "".join(f" w{i}" for i in range(30))
+        orders: list[Any] = [{"status": 500}, {"status": 429}, {"text": text, "varied": True}]
+        seen: list[tuple[int, str]] = []
+        cuts: set[int] = set()
+        for _ in range(2):
+            with Backend(journal=tmp_path / "journal") as backend:
+                for _ in range(3):
+                    answer = ask(backend.url, fake=orders, fake_id="a")
+                    said = events(answer.text) if answer.status_code == 200 else []
+                    seen.append((answer.status_code, content(answer.text) if said else ""))
+                    cuts.add(len(said))
+        assert seen == [(500, ""), (429, ""), *[(200, text)] * 4]
+        assert len(cuts - {0}) > 1
+        assert read_journal(tmp_path / "journal") == [b"a"] * 6
+
+    def test_a_sampled_answer_names_its_try(self, backend: Backend) -> None:
+        for attempt in (1, 2):
+            body = ask(backend.url, fake={"chunks": 3, "sampled": True}, fake_id="b").text
+            assert content(body) == "".join(sampled_word(attempt, place, 0) for place in range(3))
 
     def test_chunks_come_at_their_pace(self, backend: Backend) -> None:
         """100 chunks 5 ms apart take half a second: a late timer sends what is due by then, all of it."""

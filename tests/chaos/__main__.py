@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import sys
@@ -58,6 +59,8 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    for name in [name for name in os.environ if name.startswith(("TAILRACE_", "CELERY_"))]:
+        del os.environ[name]  # the stack's settings are its own
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     mark_environment()
     more_files()
@@ -71,6 +74,7 @@ def main() -> int:
         finally:
             left = stack.close()
         report.unmet += left
+        report.tracebacks = stack.tracebacks()
         report.ok = report.ok and not left
         remove = report.ok and not keep
     finally:

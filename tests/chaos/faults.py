@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.stack import BULK, INTERACTIVE, STOP_SECONDS, WORKERS, ChaosStack
+from tests.chaos.stack import BULK, INTERACTIVE, STOP_SECONDS, WORKERS, ChaosStack, Supervisor
 from tests.chaos.watch import Watch
 
 KILL_WORKER = "kill -9 a worker"
@@ -32,6 +32,8 @@ class Fault:
     lasts: tuple[float, float]
 
 
+#: Seconds: in a shorter run than this, outages of servers are shorter too.
+SHORT = 200.0
 #: Without these no stream goes on, whoever takes it over.
 RECOVERY_NEEDS = frozenset({"valkey", "backend"})
 #: A supervisor's pause before it starts something again, in seconds.
@@ -66,7 +68,6 @@ class Injected:
     lasted: float = 0.0
     #: Generations with published chunks that a killed worker held.
     hit: int = 0
-    mended: bool = False
 
 
 class Faults:
@@ -76,6 +77,7 @@ class Faults:
         self,
         stack: ChaosStack,
         watch: Watch,
+        supervisor: Supervisor,
         *,
         seed: int,
         seconds: float,
@@ -89,6 +91,7 @@ class Faults:
         self.problems: list[str] = []
         self._stack = stack
         self._watch = watch
+        self._supervisor = supervisor
         self._seed = seed
         self._seconds = seconds
         self._rounds = rounds
@@ -122,7 +125,10 @@ class Faults:
         for place, fault in enumerate(deck):
             due = slot * (place + random.random() * 0.6)
             part = random.choice(fault.parts)
-            lasts = random.uniform(*fault.lasts)
+            least, most = fault.lasts
+            if fault in SERVER_FAULTS:  # in a short run a server is not away for most of it
+                most = min(most, max(least + 0.5, most * self._seconds / SHORT))
+            lasts = random.uniform(least, most)
             await asyncio.sleep(max(0.0, due - self._now))
             async with self._stack.locks[part]:
                 await self._inject(fault, part, lasts)
@@ -177,9 +183,7 @@ class Faults:
 
     async def _inject(self, fault: Fault, part: str, lasts: float) -> None:
         stack = self._stack
-        if not stack.alive(part):
-            self.problems.append(f"{part} had ended by itself")
-            await asyncio.to_thread(stack.begin, part)
+        await self._supervisor.see_to(part)
         injected = Injected(fault.name, part, self._now)
         self.injected.append(injected)
         self._say(f"{fault.name}: {part}, for {lasts:.1f} s")
@@ -191,7 +195,7 @@ class Faults:
                 await asyncio.sleep(lasts)
             finally:
                 stack.signal(part, signal.SIGCONT)
-            injected.lasted, injected.mended = lasts, True
+            injected.lasted = lasts
         else:
             await asyncio.to_thread(stack.kill if fault.how == "kill" else self._end, part)
             await asyncio.sleep(lasts)
@@ -211,7 +215,7 @@ class Faults:
 
     async def _mend(self, injected: Injected, part: str) -> None:
         await asyncio.to_thread(self._stack.begin, part)
-        injected.lasted, injected.mended = self._now - injected.at, True
+        injected.lasted = self._now - injected.at
 
 
 def counted(injected: list[Injected], enough: int) -> tuple[dict[str, int], int]:

@@ -35,7 +35,6 @@ class Reading:
     chunks: list[bytes] = field(default_factory=list[bytes])
     end: str | None = None
     code: str | None = None  # of the error event at the end
-    restarts: int = 0
     problems: list[str] = field(default_factory=list[str])
 
     @property

@@ -29,6 +29,8 @@ class Report(msgspec.Struct, kw_only=True):
     finished: int = 0
     #: Completions that nobody was told of, and that were finished too.
     strays: int = 0
+    #: Asked for without a key, and the answer was lost.
+    unknown: int = 0
     running_least: int = 0
     running_median: int = 0
     faults: list[dict[str, Any]] = []
@@ -49,6 +51,8 @@ class Report(msgspec.Struct, kw_only=True):
     readings: int = 0
     chunks_read: int = 0
     tracebacks: int = 0
+    #: How often a part gave up as it started, because a server was away.
+    false_starts: dict[str, int] = {}
     unmet: list[str] = []
     problems: dict[str, list[str]] = {}
 
@@ -100,6 +104,7 @@ def show(report: Report, console: Console) -> None:
     table.add_row("accepted", f"{report.accepted:,}")
     table.add_row("finished", f"{report.finished:,}")
     table.add_row("nobody was told of, and finished", f"{report.strays:,}")
+    table.add_row("asked for without a key, and the answer was lost", f"{report.unknown:,}")
     table.add_row("going at once: median, least", f"{report.running_median}, {report.running_least}")
     for name, count in report.status.items():
         table.add_row(f"  {name}", f"{count:,}")
@@ -112,6 +117,7 @@ def show(report: Report, console: Console) -> None:
     table.add_row("chunks read", f"{report.chunks_read:,}")
     for name, count in sorted(report.counts.items()):
         table.add_row(f"  {name}", f"{count:,}")
+    table.add_row("ended as they started", _pairs(report.false_starts))
     table.add_row("tracebacks in the logs", f"{report.tracebacks:,}")
     console.print(table)
 

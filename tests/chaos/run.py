@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -44,6 +45,8 @@ FAULTS_EACH, KILLS, ENOUGH = 5, 30, 20
 MORE = 1.12
 #: Seconds before the first fault, in which streams begin.
 WARM_UP = 8.0
+#: Seconds: in a shorter run than this the answers are quicker too, so that it ends soon.
+UNHURRIED = 120.0
 #: Between lines of progress, in seconds.
 PROGRESS = 10.0
 #: Completions that are read once more through the gateway at the end, the first time after the faults.
@@ -124,7 +127,9 @@ class _Run:
         finally:
             for task in background:
                 task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            for outcome in await asyncio.gather(*background, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self.traffic.failures.append("".join(traceback.format_exception(outcome)))
         self._say("counting")
         await self._replay()
         await asyncio.to_thread(self._count)
@@ -157,7 +162,7 @@ class _Run:
         run = f"{options.seed}-{os.getpid()}"
         late = LATE if options.seconds >= 200 else (2.0, options.seconds / 3)
         self.traffic = Traffic(
-            Shapes(options.seed, run),
+            Shapes(options.seed, run, slowness=max(0.5, min(1.0, options.seconds / UNHURRIED))),
             self.readers,
             seed=options.seed,
             wanted=int(options.wanted * MORE),
@@ -170,6 +175,7 @@ class _Run:
         self.faults = Faults(
             stack,
             self.watch,
+            self.supervisor,
             seed=options.seed,
             seconds=options.seconds,
             rounds=options.fault_minimum + (options.fault_minimum > 2),
@@ -199,12 +205,15 @@ class _Run:
     async def _settled(self, seconds: float) -> None:
         """Wait until the books have an end of every completion that they know and of each that was accepted."""
         accepted = {id for tracked in self.traffic.tracked for id in tracked.ids}
-        end = time.monotonic() + seconds
+        end, told = time.monotonic() + seconds, 0.0
         while time.monotonic() < end:
             try:
                 known, open_ = await asyncio.to_thread(self._books)
                 if known >= len(accepted) and not open_:
                     return
+                if time.monotonic() - told > PROGRESS:
+                    told = time.monotonic()
+                    self._say(f"the books know {known:,} of {len(accepted):,}, and no end of {len(open_)}")
             except Exception as error:  # noqa: BLE001 - whatever it is: the count tells
                 self._say(f"the books: {error}")
             await asyncio.sleep(0.5)
@@ -214,7 +223,7 @@ class _Run:
 
     async def _replay(self) -> None:
         """Some completions once more from their first chunk, when all is quiet."""
-        with_text = [t for t in self.traffic.tracked if t.id is not None and t.ask.stored]
+        with_text = [t for t in self.traffic.tracked if t.ask.stored and any(r.end for r in t.readings)]
         chosen = Random(f"{self.options.seed}:replay").sample(with_text, min(REPLAYED, len(with_text)))
         quiet = asyncio.Semaphore(16)
 
@@ -271,6 +280,7 @@ class _Run:
                 ]
         asked = Counter(read_journal(self.stack.journal))
         report.accepted = len(accepted)
+        report.unknown = sum(t.unknown for t in traffic.tracked)
         report.status = dict(sorted(status.items()))
         report.failures = dict(failures.most_common())
         report.attempts = histogram(attempts)
@@ -278,7 +288,10 @@ class _Run:
         report.shapes = dict(Counter(t.ask.shape for t in accepted.values()).most_common())
         report.readings = sum(len(t.readings) for t in traffic.tracked)
         report.chunks_read = sum(len(r.digests) for t in traffic.tracked for r in t.readings)
-        report.counts = dict(self.counts)
+        report.counts = {name: count for name, count in self.counts.items() if count}
+        report.false_starts = dict(self.supervisor.false_starts)
+        if traffic.failures:
+            report.problems["the driver failed"] = traffic.failures
         lost = [f"{t.ask.shape}: {t.problems}" for t in traffic.tracked if t.problems and t.id is None]
         if lost:
             report.problems["never accepted"] = lost
@@ -322,7 +335,6 @@ class _Run:
         if report.accepted != report.finished:
             report.unmet.append(f"{report.accepted} accepted, {report.finished} finished")
         report.unmet += self.supervisor.deaths + self.faults.problems
-        report.tracebacks = self.stack.tracebacks()
         report.ok = not report.unmet and not report.problems
 
 

@@ -79,11 +79,13 @@ class Ask:
 
 
 class Shapes:
-    """Draws one ask after the other. ``run`` makes the Idempotency-Keys of this run its own."""
+    """Draws one ask after the other. ``run`` makes the Idempotency-Keys of this run its own; ``slowness`` is what the
+    time between words is multiplied by."""
 
-    def __init__(self, seed: int, run: str) -> None:
+    def __init__(self, seed: int, run: str, *, slowness: float = 1.0) -> None:
         self._random = Random(f"{seed}:shapes")
         self._run = run
+        self._slowness = slowness
         self._number = 0
 
     def next(self) -> Ask:
@@ -146,7 +148,7 @@ class Shapes:
         thinks = random.random() < 0.25
         words = max(2, round(random.randint(fewest, most) / (choices * (max(1, calls) + 0.5 * thinks))))
         reasoning = max(2, words // 2) if thinks else 0
-        order: dict[str, Any] = {"interval_ms": random.randint(*intervals)}
+        order: dict[str, Any] = {"interval_ms": round(random.randint(*intervals) * self._slowness)}
         if reasoning:
             order["reasoning"] = reasoning
         if random.random() < 0.3:

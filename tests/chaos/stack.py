@@ -12,6 +12,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -37,6 +39,8 @@ WORKERS = (*INTERACTIVE, BULK)
 SLOTS, BULK_SLOTS = 320, 32
 #: How long a process may take to end after SIGTERM, in seconds.
 STOP_SECONDS = 45.0
+#: How long after its start a process may give up because Redis or the database is away, in seconds.
+STARTING = 45.0
 #: What a provider may keep us waiting for, in seconds: short, so that a backend that stands still is a fault.
 TIMEOUT = {"connect": 3, "first_chunk": 6, "between_chunks": 4, "total": 180}
 SETTINGS = {"LOG_TTL_INTERACTIVE": "60", "LOG_TTL_BULK": "5"}
@@ -55,6 +59,8 @@ class ChaosStack:
         self.port, self.backend_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.parts: dict[str, Part] = {}
+        #: When each part was last started anew, on the monotonic clock.
+        self.begun: dict[str, float] = {}
         #: Held by whoever does something to a part, so that two faults don't meet in it.
         self.locks: dict[str, asyncio.Lock] = {}
 
@@ -71,8 +77,7 @@ class ChaosStack:
         provider = {"base_url": f"http://127.0.0.1:{self.backend_port}/v1", "timeout": TIMEOUT}
         write_providers(self.folder / "providers.toml", {"fake": {**provider, "max_concurrency": 4096}})
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("TAILRACE_", "CELERY_"))},
-            **{k: v for k, v in os.environ.items() if k == "TAILRACE_TEST_RUN"},
+            **os.environ,
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             **{f"TAILRACE_{name}": value for name, value in self._settings().items()},
@@ -107,7 +112,7 @@ class ChaosStack:
     @property
     def settings(self) -> Settings:
         """As the processes have them."""
-        return Settings(**{name.lower(): value for name, value in self._settings().items()})
+        return Settings.model_validate({name.lower(): value for name, value in self._settings().items()})
 
     def _part(self, name: str, *arguments: str) -> None:
         command = [sys.executable, "-P", "-m", *arguments]
@@ -121,7 +126,7 @@ class ChaosStack:
                 for part in self.parts.values():
                     part.check()
                 clients = redis.client_list(_type="pubsub")
-                if sum(c["psub"] != "0" for c in clients) < len(WORKERS):  # type: ignore[index]
+                if sum(c["psub"] != "0" for c in clients) < len(WORKERS):
                     return False
                 try:
                     return client.get("/readyz").status_code == 200
@@ -159,18 +164,14 @@ class ChaosStack:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep_logs(self) -> None:
-        """Copy the servers' logs beside those of the parts, and take away their data."""
-        for name, log in (("valkey", self.valkey.log), ("postgres", self.postgres.log)):
-            if log.exists():
-                shutil.copyfile(log, self.folder / f"{name}.log")
+        """Copy what Valkey had, and PostgreSQL's log, beside the logs of the parts."""
+        if self.postgres.log.exists():
+            shutil.copyfile(self.postgres.log, self.folder / "postgres.log")
+        shutil.copytree(self.valkey.directory, self.folder / "valkey", dirs_exist_ok=True)
         self.valkey.close()
         self.postgres.close()
 
     # ------------------------------------------------------------------------------------------ signals
-
-    def worker_prefix(self, name: str) -> str:
-        """What the ``worker`` field of its leases begins with."""
-        return f":{self.parts[name].pid}:"
 
     def signal(self, name: str, number: int) -> None:
         """A signal to one part; to all processes of PostgreSQL, for the one that was started only listens."""
@@ -201,6 +202,7 @@ class ChaosStack:
 
     def begin(self, name: str) -> None:
         """Start a part that was ended."""
+        self.begun[name] = time.monotonic()
         if name == "valkey":
             self.valkey.start()
         elif name == "postgres":
@@ -225,20 +227,31 @@ class ChaosStack:
 
 
 class Supervisor:
-    """Starts again what ended though nobody did anything to it, and says so."""
+    """Starts again what ended though nobody did anything to it. What ends while it starts may be told that a server is
+    away, and try again; whatever ends later is in ``deaths``."""
 
     def __init__(self, stack: ChaosStack) -> None:
         self._stack = stack
         self.deaths: list[str] = []
+        self.false_starts: Counter[str] = Counter()
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(0.5)
             for name, lock in self._stack.locks.items():
-                if lock.locked() or self._stack.alive(name):
-                    continue
-                async with lock:
-                    part = self._stack.parts.get(name)
-                    code = part.process.returncode if part is not None and part.process is not None else "?"
-                    self.deaths.append(f"{name} ended by itself, with {code}")
-                    await asyncio.to_thread(self._stack.begin, name)
+                if not lock.locked():
+                    async with lock:
+                        await self.see_to(name)
+
+    async def see_to(self, name: str) -> None:
+        """Start the part again where it has ended; the caller holds its lock."""
+        stack = self._stack
+        if stack.alive(name):
+            return
+        part = stack.parts.get(name)
+        code = part.process.returncode if part is not None and part.process is not None else "?"
+        if time.monotonic() - stack.begun.get(name, 0.0) < STARTING:
+            self.false_starts[name] += 1
+        else:
+            self.deaths.append(f"{name} ended by itself, with {code}")
+        await asyncio.to_thread(stack.begin, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import traceback
 from collections import Counter
 from random import Random
 from typing import Any
@@ -17,7 +18,7 @@ from schemas.request import parse_request
 from schemas.states import Queue
 from tailrace import errors
 from tests.chaos.checks import Tracked
-from tests.chaos.readers import BROKEN, CHAT, PAUSES, SEED, Left, Readers, error_code
+from tests.chaos.readers import BROKEN, CHAT, PAUSES, SEED, Left, Readers, closed_under_uvloop, error_code
 from tests.chaos.reading import Reading
 from tests.chaos.shapes import Ask, Shapes
 
@@ -44,6 +45,8 @@ class Traffic:
     ) -> None:
         self.tracked: list[Tracked] = []
         self.running = 0  # accepted, and no reader has seen the end
+        #: Tracebacks of what the driver itself did not expect.
+        self.failures: list[str] = []
         self._begun = 0  # being submitted, or running
         self._shapes = shapes
         self._readers = readers
@@ -100,9 +103,7 @@ class Traffic:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "a task of the driver failed", "exception": error}
-            )
+            self.failures.append("".join(traceback.format_exception(error)))
 
     # ------------------------------------------------------------------------------------- one completion
 
@@ -259,6 +260,10 @@ class Traffic:
                 idempotency_key=tracked.ask.idempotency_key, **tracked.ask.body
             )
         except errors.ConnectionFailed:
+            return False
+        except AttributeError as error:
+            if not closed_under_uvloop(error):
+                raise
             return False
         except errors.APIError as error:
             self.counts[f"client answered {error.status} {error.code}"] += 1

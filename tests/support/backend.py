@@ -153,6 +153,8 @@ class Backend:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
         self._loop = self._thread = None
+        if self._journal is not None:
+            self._journal.close()
 
     @contextlib.contextmanager
     def down(self) -> Generator[None]:
