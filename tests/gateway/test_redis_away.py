@@ -27,8 +27,11 @@ ORDER = {"chunks": CHUNKS, "interval_ms": 50}
 
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[Stack]:
-    """A stack whose Valkey is killed and stopped; its data are in an append-only file, each write as it is made."""
-    with Stack(appendonly=True) as stack:
+    """A stack whose Valkey is killed and stopped; its data are in an append-only file, each write as it is made.
+
+    Leases outlast what happens, so that each answer is that of one attempt.
+    """
+    with Stack(appendonly=True, settings={"LEASE_SECONDS": "60"}) as stack:
         stack.redis.config_set("appendfsync", "always")
         yield stack
 
@@ -50,8 +53,8 @@ class Reader(threading.Thread):
 def reading(api: Api) -> Generator[list[Reader]]:
     """A stream of each kind, of which something was read."""
     with ExitStack() as stack:
-        bodies = [(SEED, asking(fake=ORDER)), (CHAT, asking(stream=True, fake=ORDER))]
-        streams = [stack.enter_context(api.events(body, url=url)) for url, body in bodies]
+        body = asking(stream=True, fake=ORDER)
+        streams = [stack.enter_context(api.events(body, url=url)) for url in (SEED, CHAT)]
         for stream in streams:
             stream.next(3)
         yield [Reader(stream) for stream in streams]
