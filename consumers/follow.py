@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from consumers.hub import Hub, LogReader
+from consumers.hub import Hub
 from consumers.lookup import Completion, Finder, from_books, from_redis
+from consumers.reader import LogReader
 from schemas.codec import Renderer, chunks_of, split_items
 from schemas.errors import Conflict, Failure, GenerationFailed, NotFound, Restarted, Unavailable
 from schemas.fold import Fold

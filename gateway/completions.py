@@ -11,8 +11,8 @@ import msgspec
 from starlette.requests import ClientDisconnect
 
 from consumers.follow import Follow, collect, failure_of, renderer_for
-from consumers.hub import LogReader
 from consumers.lookup import Completion
+from consumers.reader import LogReader
 from gateway.caller import authenticate, caller_with, named, owned
 from gateway.http import Accepted, Call, Headers, Reply, integer
 from gateway.leaving import cancels, leave, unless_left

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from consumers import hub as hub_module
 from consumers.follow import Follow
-from consumers.hub import BACKLOG, Hub
+from consumers.hub import Hub
+from consumers.reader import BACKLOG
 from schemas.errors import Unavailable
 from stores.chunklog import Entry
 from stores.redis import Redis

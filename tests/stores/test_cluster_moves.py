@@ -10,7 +10,8 @@ from typing import cast
 import pytest
 from redis.crc import key_slot
 
-from consumers.hub import Hub, LogReader
+from consumers.hub import Hub
+from consumers.reader import LogReader
 from schemas.ids import new_completion_id
 from schemas.states import State
 from stores.redis import Redis
