@@ -27,6 +27,8 @@ class Connection:
     broker_url: str = ""
     database_url: str = ""
     flower_url: str = ""
+    #: Path of the providers.toml in use.
+    providers: str = ""
 
 
 def home_path(home: Path | str | None = None) -> Path:

@@ -79,8 +79,8 @@ def _settings(home: Path | None, folder: Path) -> tuple[Settings, bool]:
     values: dict[str, Any] = {}
     if there is not None and own:
         values = {name: given.get(name) or getattr(there, name) for name in _SETTINGS}
-        if not os.environ.get("TAILRACE_PROVIDERS") and (folder / "providers.toml").exists():
-            values["providers"] = folder / "providers.toml"
+        if there.providers and not os.environ.get("TAILRACE_PROVIDERS"):
+            values["providers"] = there.providers
     try:
         return Settings(**values), own
     except ValidationError as error:

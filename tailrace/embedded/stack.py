@@ -92,6 +92,7 @@ class EmbeddedStack:
             broker_url=broker_url or redis_url,
             database_url=self._database_url(),
             flower_url=self._flower_url(last, taken) if options.flower else "",
+            providers=str(self.providers),
         )
         parts = Parts(self.home, self._environment(here, broker_url))
         foundation = [parts.local_model(model_port)] if model_port else []

@@ -168,13 +168,22 @@ def test_connection_json_says_all_and_only_to_its_owner(up: Up) -> None:
     """Mode 600, and every URL in it works."""
     assert (up.home / connection.FILE).stat().st_mode & 0o777 == 0o600
     raw = json.loads((up.home / connection.FILE).read_text())
-    assert set(raw) == {"url", "api_key", "redis_url", "broker_url", "database_url", "flower_url"}
+    urls = {"url", "redis_url", "broker_url", "database_url", "flower_url"}
+    assert set(raw) == {*urls, "api_key", "providers"}
     assert httpx.get(f"{raw['url']}/readyz").status_code == 200
     assert httpx.get(raw["flower_url"] + "/api/workers").status_code == 200
     bare = httpx.URL(raw["flower_url"]).copy_with(username=None, password=None)
     assert httpx.get(bare).status_code == 401
     assert raw["api_key"] in up.said()
     assert not [line for line in up.said().splitlines() if httpx.URL(raw["redis_url"]).password in line]
+
+
+def test_the_doctor_finds_it_and_all_is_well(up: Up) -> None:
+    """From another folder, without any setting but the home."""
+    done = run("doctor", "--home", str(up.home), cwd=up.home.parent.parent)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {"ok"}, done.stdout
+    assert f"`tailrace up` runs in {up.home}" in done.stdout
 
 
 def test_secrets_are_in_no_command_line(up: Up) -> None:
