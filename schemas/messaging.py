@@ -106,8 +106,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             "broker_connection_timeout": CONNECT_TIMEOUT,
             # A channel that the broker closes costs a new connection, not the worker and all its streams.
             "broker_channel_error_retry": True,
-            # No confirms here: wake-ups are confirmed by their publisher, and a worker's thread that waited for those of
-            # its events would not notice that the broker is gone.
+            # No confirms here: wake-ups are confirmed by their publisher, and a worker that waited for those of its
+            # events would not notice that the broker is gone.
             "broker_transport_options": {
                 "read_timeout": SOCKET_TIMEOUT,
                 "write_timeout": SOCKET_TIMEOUT,

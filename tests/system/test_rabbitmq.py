@@ -246,12 +246,8 @@ class TestWorkersThatGo:
             RabbitStack(rabbit, settings=users, interactive=2) as stack,
             stack.api() as api,
         ):
-            body = asking(api.tenant, temperature=0, fake={"chunks": 400, "interval_ms": 50})
-            for number in range(12):
-                body["seed"] = number  # each a request of its own
-                answer = api.post("/v1/chat/completions", json=body, headers={"Prefer": "respond-async"})
-                assert answer.status_code == 202
-            ids = [row["id"] for row in api.get("/v1/chat/completions?limit=100").json()["data"]]
+            order = {"chunks": 400, "interval_ms": 50}
+            ids = [api.background(api.tenant, temperature=0, seed=n, fake=order) for n in range(12)]
             wait_until(lambda: all(int(stack.state(i).get("next", 0)) > 0 for i in ids), what="chunks")
             victim = stack.worker_of(ids[0])
             lost = [i for i in ids if stack.worker_of(i) is victim]
