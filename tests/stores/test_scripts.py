@@ -237,13 +237,16 @@ async def test_a_claim_out_of_recovery(space: Room, redis_client: redis.Redis) -
 
 
 async def test_the_watermark_only_rises(space: Room, redis_client: redis.Redis) -> None:
-    """Taking a message advances its queue's mark to its number, also where there is nothing to do, and never back."""
+    """Taking a message, a probe too, advances its queue's mark to its number, also where there is nothing to do."""
     generation = await space.accept()
     for seq, mark in ((5, "5"), (3, "5"), (9, "9"), (0, "9")):
         await space.scripts.claim(generation, queue="interactive", worker="w", lease_ms=LEASE_MS, seq=seq)
         assert redis_client.get(KEYS.mark("interactive")) == mark
     await space.scripts.claim(accepted().id, queue="bulk", worker="w", lease_ms=LEASE_MS, seq=2)
     assert redis_client.get(KEYS.mark("bulk")) == "2"
+    for seq, mark in ((1, "2"), (7, "7"), (7, "7")):
+        await space.scripts.mark(0, "bulk", seq)
+        assert redis_client.get(KEYS.mark("bulk")) == mark
 
 
 # -- Renew
