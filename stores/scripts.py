@@ -40,8 +40,12 @@ class AcceptResult(msgspec.Struct, frozen=True):
     seq: int
 
 
+#: An attempt: by its number, or by its claim's ``fence``.
+Fence = int | str
+
+
 class Claim(msgspec.Struct, frozen=True):
-    """A lease on a generation: ``attempt`` is the fencing token, ``next`` the index of the next chunk to append."""
+    """A lease on a generation: ``attempt`` is its number, ``next`` the index of the next chunk to append."""
 
     generation: str
     attempt: int
@@ -58,6 +62,12 @@ class Claim(msgspec.Struct, frozen=True):
     skip: bool = False
     #: What the chunks of the log have in common.
     head: bytes = b""
+    call: str = ""
+
+    @property
+    def fence(self) -> str:
+        """The fencing token. Where a rollback of Redis gives a number twice, it still names one claim."""
+        return f"{self.attempt}:{self.call}"
 
 
 class NotClaimed(msgspec.Struct, frozen=True):
@@ -133,7 +143,10 @@ def end_entry(ended: Ended) -> bytes:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Consecutive chunks to append: ``items`` one a line. ``head`` goes along with an attempt's first chunks."""
+    """Consecutive chunks to append: ``items`` one a line. ``head`` goes along with an attempt's first chunks.
+
+    Without any (``count`` 0), ``first`` says where the log is to stand at least.
+    """
 
     first: int
     count: int
@@ -216,7 +229,7 @@ class Scripts:
         )
         if answer[0] != b"claimed":
             return NotClaimed(answer[0].decode())
-        _, attempt, next_index, base, created_ms, request, info, tries, waited_ms, skip, head = answer
+        _, attempt, next_index, base, created_ms, request, info, tries, waited_ms, skip, head, call = answer
         return Claim(
             generation=generation,
             attempt=attempt,
@@ -229,47 +242,48 @@ class Scripts:
             waited_ms=waited_ms,
             skip=bool(skip),
             head=head,
+            call=call.decode(),
         )
 
     async def renew(
-        self, partition: int, held: Mapping[str, int], *, lease_ms: int, patience: float = PATIENCE
+        self, partition: int, held: Mapping[str, Fence], *, lease_ms: int, patience: float = PATIENCE
     ) -> dict[str, Renewal]:
-        """All leases (generation → attempt) that a process holds in one partition, in one call."""
+        """All leases (generation → fence) that a process holds in one partition, in one call."""
         keys = self.redis.keyspace[partition]
         args: list[Arg] = [lease_ms]
-        for generation, attempt in held.items():
-            args += [generation, attempt]
+        for generation, fence in held.items():
+            args += [generation, fence]
         answer = await self.redis.script(
             partition, _RENEW, [keys.lease, *(keys.gen(g) for g in held)], args, patience=patience
         )
         return {g: Renewal(code) for g, code in zip(held, answer, strict=True)}
 
-    async def append(self, generation: str, attempt: int, batch: Batch) -> Append:
-        """Append chunks under an attempt number."""
+    async def append(self, generation: str, fence: Fence, batch: Batch) -> Append:
+        """Append chunks to one log."""
         partition = self.redis.partition(generation)
-        return (await self.append_all(partition, [(generation, attempt, batch)]))[0]
+        return (await self.append_all(partition, [(generation, fence, batch)]))[0]
 
-    async def append_all(self, partition: int, appends: Sequence[tuple[str, int, Batch]]) -> list[Append]:
-        """Appends (generation, attempt, chunks) to several logs of one partition, in one call."""
+    async def append_all(self, partition: int, appends: Sequence[tuple[str, Fence, Batch]]) -> list[Append]:
+        """Appends (generation, fence, chunks) to several logs of one partition, in one call."""
         keys = self.redis.keyspace[partition]
         names: list[str] = []
         args: list[Arg] = []
-        for generation, attempt, batch in appends:
+        for generation, fence, batch in appends:
             names += (keys.gen(generation), keys.log(generation), keys.channel(generation))
-            args += (attempt, batch.first, batch.count, batch.items, batch.head)
+            args += (fence, batch.first, batch.count, batch.items, batch.head)
         answer = await self.redis.script(partition, _APPEND, names, args, patience=HOLDER_PATIENCE)
         return [_APPENDS[code] for code in answer]
 
     async def end(
         self,
         ended: Ended,
-        attempt: int,
+        fence: Fence,
         batch: Batch = NOTHING,
         *,
         expired_only: bool = False,
         patience: float = HOLDER_PATIENCE,
     ) -> EndResult:
-        """End a generation under an attempt number. ``expired_only`` is the reaper's: only when the lease ran out."""
+        """End a generation under an attempt. ``expired_only`` is the reaper's: only when the lease ran out."""
         generation = ended.generation
         keys = self.redis.keys(generation)
         return EndResult(
@@ -287,7 +301,7 @@ class Scripts:
                 ],
                 [
                     generation,
-                    attempt,
+                    fence,
                     batch.first,
                     batch.count,
                     batch.items,
@@ -324,6 +338,7 @@ class Scripts:
         batch: Batch = NOTHING,
         *,
         crashes: Crashes,
+        fence: Fence | None = None,
         pause_ms: int = 0,
         failed: bool = False,
         skip: bool = False,
@@ -331,7 +346,7 @@ class Scripts:
     ) -> Left:
         """Give an attempt up: its generation is parked for ``pause_ms``, or (0) waits to be recovered at once.
 
-        ``failed`` counts a provider call that failed.
+        ``failed`` counts a provider call that failed. ``fence`` is the attempt's number where it isn't given.
         """
         keys = self.redis.keys(generation)
         return Left(
@@ -350,7 +365,7 @@ class Scripts:
                 ],
                 [
                     generation,
-                    past.number,
+                    past.number if fence is None else fence,
                     batch.first,
                     batch.count,
                     batch.items,
@@ -365,23 +380,25 @@ class Scripts:
             )
         )
 
-    async def restart(self, generation: str, attempt: int) -> int | None:
+    async def restart(self, generation: str, fence: Fence) -> int | None:
         """Abandon what earlier attempts published; the index of this one's first chunk, None for a stale attempt."""
         keys = self.redis.keys(generation)
         base: int = await self.redis.script(
             keys.partition,
             _RESTART,
             [keys.gen(generation), keys.log(generation), keys.channel(generation)],
-            [attempt, SKIP],
+            [fence, SKIP],
             patience=HOLDER_PATIENCE,
         )
         return None if base < 0 else base
 
-    async def setback(self, generation: str, attempt: int, next_index: int) -> bool:
-        """Whether Redis has lost something of an attempt; if so, the next one is told."""
+    async def setback(self, generation: str, fence: Fence, next_index: int) -> bool:
+        """Whether Redis has lost something of what an attempt had published, up to ``next_index``; if so, the next one
+        is told.
+        """
         keys = self.redis.keys(generation)
         return bool(
-            await self.redis.script(keys.partition, _SETBACK, [keys.gen(generation)], [attempt, next_index])
+            await self.redis.script(keys.partition, _SETBACK, [keys.gen(generation)], [fence, next_index])
         )
 
     async def mark(self, partition: int, queue: str, seq: int) -> None:

@@ -213,6 +213,8 @@ class TestLeakCheck:
             ("tailrace:{p0}:req:a", "not in flight"),
             ("tailrace:{p0}:log:a", "gone"),
             ("tailrace:{p0}:idem:a", "no owner"),
+            ("tailrace:{p0}:lock:reaper", "no owner"),
+            ("tailrace:{p0}:outbox", "are not queued"),
             ("elsewhere", "no key of Tailrace's"),
         ],
     )
@@ -224,6 +226,30 @@ class TestLeakCheck:
         assert why in leak
         redis_client.expire(key, 60)
         assert leaks(redis_client) == []
+
+    @pytest.mark.redis_keys(allow=["*"])
+    @pytest.mark.parametrize(
+        ("kind", "state"),
+        [
+            ("queued:interactive", "queued"),
+            ("recovery", "queued"),
+            ("suspects", "queued"),
+            ("parked", "parked"),
+            ("lease", "leased"),
+            ("deadlines", "parked"),
+        ],
+    )
+    def test_a_place_is_for_what_waits_there(self, redis_client: redis.Redis, kind: str, state: str) -> None:
+        """Work of another state in it, and work that is gone, are leaks."""
+        redis_client.zadd(f"tailrace:{{p0}}:{kind}", {GENERATION: 1})
+        redis_client.hset(f"tailrace:{{p0}}:gen:{GENERATION}", "state", state)
+        assert leaks(redis_client) == []
+        assert len(leaks(redis_client, settled=True)) == 2
+        redis_client.hset(f"tailrace:{{p0}}:gen:{GENERATION}", "state", "completed")
+        assert any(f"{kind}:" in leak for leak in leaks(redis_client))
+        redis_client.delete(f"tailrace:{{p0}}:gen:{GENERATION}")
+        (leak,) = leaks(redis_client)
+        assert GENERATION in leak
 
     @pytest.mark.redis_keys(allow=["*"])
     def test_work_in_flight_owns_its_keys(self, redis_client: redis.Redis) -> None:

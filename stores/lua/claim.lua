@@ -3,8 +3,8 @@
 -- happens. `call` is unique to a call: made again because its answer was lost, it is given the attempt that it had.
 -- KEYS gen req lease queued mark outbox recovery suspects
 -- ARGV id worker lease_ms seq call
--- Returns {'claimed', attempt, next, base, created_ms, request, info, tries, waited_ms, skip, head}, or
---   {'gone' | 'ended' | 'held' | 'parked' | 'newer'}.
+-- Returns {'claimed', attempt, next, base, created_ms, request, info, tries, waited_ms, skip, head, call},
+--   or {'gone' | 'ended' | 'held' | 'parked' | 'newer'}.
 -- use clock
 local gen, req, lease, queued, mark, outbox, recovery, suspects = unpack(KEYS)
 local id, worker, lease_ms, seq, call = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
@@ -15,8 +15,11 @@ local h = redis.call('HMGET', gen, 'v', 'state', 'attempt', 'next', 'base', 'cre
   'tries', 'skip', 'head')
 local state = h[2]
 if not state then
-  redis.call('ZREM', queued, id)
+  for _, waiting in ipairs({queued, recovery, suspects}) do
+    redis.call('ZREM', waiting, id)
+  end
   redis.call('HDEL', outbox, id)
+  redis.call('DEL', req)
   return {'gone'}
 end
 if tonumber(h[1]) > 1 then
@@ -47,4 +50,4 @@ if attempt > 1 then
   redis.call('ZREM', suspects, id)
 end
 return {'claimed', attempt, tonumber(h[4]), tonumber(h[5]), tonumber(h[6]), redis.call('GET', req), h[7],
-  tonumber(h[10] or '0'), h[8] and now - h[8] or 0, h[11] and 1 or 0, h[12] or ''}
+  tonumber(h[10] or '0'), h[8] and now - h[8] or 0, h[11] and 1 or 0, h[12] or '', call}

@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
 -- End a generation: last chunks, end entry, ledger record, all in one step. The same end again is a no-op.
 -- KEYS gen req log lease ledger channel deadlines
--- ARGV id attempt first count items head state end record expired_only
---   count 0: no chunks, first doesn't matter. expired_only '1': only if the attempt's lease has run out.
--- Returns 1 (ended), 0 (this attempt had ended it already), -1 (stale attempt, or its lease lives), -2 (gap).
+-- ARGV id fence first count items head state end record expired_only
+--   count 0: no chunks, and the log stands at first at least. expired_only '1': only if the attempt's lease has run out.
+-- Returns 1 (ended), 0 (this attempt had ended it already), -1 (stale attempt, or its lease lives), -2 (gap; also a
+--   whole answer where Redis may have lost chunks and the attempt did not restart since).
 -- use clock
+-- use fence
 -- use publish
 -- use finish
 local gen, req, log, lease, ledger, channel, deadlines = unpack(KEYS)
-local id, attempt, first, count, items, head, state, ending, record, expired_only = unpack(ARGV)
-local h = redis.call('HMGET', gen, 'state', 'attempt', 'next')
-if h[2] ~= attempt then
+local id, fence, first, count, items, head, state, ending, record, expired_only = unpack(ARGV)
+local h = redis.call('HMGET', gen, 'state', 'attempt', 'call', 'next', 'skip')
+if not current(fence, h[2], h[3]) then
   return -1
 end
 if h[1] ~= 'leased' then
@@ -20,7 +22,10 @@ local now = clock()
 if expired_only == '1' and tonumber(redis.call('ZSCORE', lease, id) or '0') > now then
   return -1
 end
-if not publish(gen, log, channel, tonumber(h[3]), tonumber(first), tonumber(count), items, head) then
+if h[5] and state == 'completed' then
+  return -2
+end
+if not publish(gen, log, channel, tonumber(h[4]), h[5], tonumber(first), tonumber(count), items, head) then
   return -2
 end
 redis.call('ZREM', lease, id)

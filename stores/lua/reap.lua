@@ -9,12 +9,12 @@
 local gen, lease, recovery, suspects, control = unpack(KEYS)
 local id, attempt, allowed, suspicious, skip, record = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'attempt', 'crashes', 'cancel')
-if not h[1] then
+if h[1] ~= 'leased' then
   redis.call('ZREM', lease, id)
-  return 'gone'
+  return h[1] and 'held' or 'gone'
 end
 local now = clock()
-if h[1] ~= 'leased' or h[2] ~= attempt or tonumber(redis.call('ZSCORE', lease, id) or '0') > now then
+if h[2] ~= attempt or tonumber(redis.call('ZSCORE', lease, id) or '0') > now then
   return 'held'
 end
 if h[4] then

@@ -3,23 +3,24 @@
 -- never used again: where Redis may have lost chunks that somebody has read (`skip`), base goes far ahead.
 -- The same call again is a no-op.
 -- KEYS gen log channel
--- ARGV attempt skip_by
+-- ARGV fence skip_by
 -- Returns the base, or -1 (stale attempt).
+-- use fence
 local gen, log, channel = unpack(KEYS)
-local attempt, skip_by = ARGV[1], tonumber(ARGV[2])
-local h = redis.call('HMGET', gen, 'state', 'attempt', 'next', 'base', 'skip', 'restarted')
-if h[1] ~= 'leased' or h[2] ~= attempt then
+local fence, skip_by = ARGV[1], tonumber(ARGV[2])
+local h = redis.call('HMGET', gen, 'state', 'attempt', 'call', 'next', 'base', 'skip', 'restarted')
+if h[1] ~= 'leased' or not current(fence, h[2], h[3]) then
   return -1
 end
-local next, base = tonumber(h[3]), tonumber(h[4])
-if h[6] == attempt or (base == next and not h[5]) then
+local next, base = tonumber(h[4]), tonumber(h[5])
+if h[7] == h[2] or (base == next and not h[6]) then
   return base
 end
-local entry = h[3] .. (base == next and next > 0 and '-2' or '-1')
-base = h[5] and next + skip_by or next
+local entry = h[4] .. (base == next and next > 0 and '-2' or '-1')
+base = h[6] and next + skip_by or next
 local there = string.format('%d', base)
 redis.call('XADD', log, entry, 'r', there)
-redis.call('HSET', gen, 'base', there, 'next', there, 'restarted', attempt)
+redis.call('HSET', gen, 'base', there, 'next', there, 'restarted', h[2])
 redis.call('HDEL', gen, 'head', 'skip')
 redis.call('SPUBLISH', channel, entry .. ' r\n' .. there)
 return base

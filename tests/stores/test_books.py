@@ -12,19 +12,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, event, select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from schemas.errors import Failure, InvalidRequest
-from schemas.records import Accepted, Ended, StoredLog, Usage
+from schemas.errors import Failure
+from schemas.records import Accepted, Attempted, Ended, StoredLog, Usage
 from schemas.states import State
-from schemas.tables import completions, metadata, results, usage
+from schemas.tables import attempts, completions, results, usage
 from stores.books import Books
 from stores.migration import migrate
-from stores.sql import make_engine, reading, writing
-
-T0 = 1_700_000_000_000
-LOG = StoredLog(head=b'{"top": {}}', items=b'"Hello"\n" there"\n"\\u0000"', base=0, next=3)
+from stores.sql import make_engine, reading
+from tests.support.entered import LOG, T0, accepted, contents, empty, ended
 
 
 @pytest.fixture
@@ -38,56 +36,6 @@ def engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def books(engine: Engine) -> Books:
     return Books(engine, clock=lambda: T0 + 9_000)
-
-
-def accepted(id: str, generation: str | None = None, **fields: Any) -> Accepted:
-    record = Accepted(
-        id=id,
-        generation=generation or id,
-        tenant="acme",
-        key_id="key_1",
-        model="fast",
-        provider="local",
-        resolved_model="smollm2",
-        queue="interactive",
-        created_ms=T0,
-        fingerprint="f" * 64,
-        cache="bypass" if generation is None else "join",
-    )
-    return msgspec.structs.replace(record, **fields)
-
-
-def ended(generation: str, state: State = State.COMPLETED, **fields: Any) -> Ended:
-    record = Ended(
-        generation=generation,
-        state=state,
-        attempt=1,
-        base=0,
-        next=3,
-        created_ms=T0,
-        leased_ms=T0 + 5,
-        first_chunk_ms=T0 + 40,
-        ended_ms=T0 + 100,
-        provider="local",
-        model="smollm2",
-        usage=Usage(prompt_tokens=7, completion_tokens=3, reasoning_tokens=1, cached_tokens=2),
-        finish_reasons=["stop"],
-    )
-    return msgspec.structs.replace(record, **fields)
-
-
-def contents(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
-    with reading(engine) as connection:
-        return {
-            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
-            for table in metadata.sorted_tables
-        }
-
-
-def empty(engine: Engine) -> None:
-    with writing(engine) as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(delete(table))
 
 
 # ------------------------------------------------------------------------------------------------ settling
@@ -144,6 +92,57 @@ def test_a_queued_completion_that_is_cancelled_costs_nothing_and_has_no_attempt(
     assert row.usage is not None
     assert (row.status, row.usage.attempts, row.usage.cost_nano) == (State.CANCELLED, 0, 0)
     assert (row.usage.queue_ms, row.usage.first_chunk_ms, row.usage.duration_ms) == (None, None, 100)
+
+
+def tried(number: int, state: str, **fields: Any) -> Attempted:
+    """The record of an attempt that did not end its generation, which took from 10 × its number for 5 ms."""
+    times = {"started_ms": T0 + 10 * number, "ended_ms": T0 + 10 * number + 5}
+    return msgspec.structs.replace(
+        Attempted(number=number, provider="local", model="smollm2", state=state), **times, **fields
+    )
+
+
+def rows_of_attempts(engine: Engine) -> list[dict[str, Any]]:
+    with reading(engine) as connection:
+        statement = select(attempts).order_by(attempts.c.generation_id, attempts.c.number)
+        return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def test_every_attempt_has_a_row_of_its_own(books: Books, engine: Engine) -> None:
+    """With its state, its tokens and its times; the completion's usage is that of the attempt that answered."""
+    past = [
+        tried(1, "lost", usage=Usage(estimated=True)),
+        tried(2, "failed", usage=Usage(prompt_tokens=7, completion_tokens=2), model="a\x00b"),
+    ]
+    end = ended("c1", attempt=3, past=past, started_ms=T0 + 40)
+    for _ in range(2):
+        books.apply([accepted("c1"), end], {"c1": LOG})
+    rows = rows_of_attempts(engine)
+    assert [(row["number"], row["state"], row["model"]) for row in rows] == [
+        (1, "lost", "smollm2"),
+        (2, "failed", "a\ufffdb"),
+        (3, "completed", "smollm2"),
+    ]
+    assert [(row["started_ms"] - T0, row["ended_ms"] - T0) for row in rows] == [(10, 15), (20, 25), (40, 100)]
+    assert [(row["prompt_tokens"], row["completion_tokens"]) for row in rows] == [(0, 0), (7, 2), (7, 3)]
+    assert [row["estimated"] for row in rows] == [True, False, False]
+    row = books.completion("c1")
+    assert row is not None
+    assert row.usage is not None
+    assert (row.usage.attempts, row.usage.tokens) == (3, end.usage)
+
+
+def test_what_ends_while_it_waits_has_the_tokens_of_its_last_attempt(books: Books, engine: Engine) -> None:
+    """It ended under no attempt of its own: there is no row of one, and what the last one used is in its usage."""
+    used = Usage(prompt_tokens=7, completion_tokens=2)
+    end = ended("c1", State.CANCELLED, attempt=2, past=[tried(1, "lost"), tried(2, "failed", usage=used)])
+    end = msgspec.structs.replace(end, usage=Usage(), started_ms=T0 + 20, next=2)
+    books.apply([accepted("c1"), end], {})
+    assert [(row["number"], row["state"]) for row in rows_of_attempts(engine)] == [(1, "lost"), (2, "failed")]
+    row = books.completion("c1")
+    assert row is not None
+    assert row.usage is not None
+    assert (row.status, row.usage.attempts, row.usage.tokens) == (State.CANCELLED, 2, used)
 
 
 def test_a_failure_keeps_its_reason_and_its_partial_text(books: Books) -> None:
@@ -255,9 +254,11 @@ def stories(draw: st.DrawFn) -> Story:
             continue  # still running
         state = draw(st.sampled_from([State.COMPLETED, State.FAILED, State.CANCELLED]))
         attempt = draw(st.integers(0, 2))
+        waited = draw(st.booleans())  # it ended between two attempts
+        past = [tried(number, "lost") for number in range(1, attempt + waited)]
         length = draw(st.integers(0, 3)) if attempt else 0
         failure = Failure("some_code", "some reason") if state is State.FAILED else None
-        records.append(ended(f"g{g}", state, attempt=attempt, next=length, failure=failure))
+        records.append(ended(f"g{g}", state, attempt=attempt, next=length, failure=failure, past=past))
         if length:
             logs[f"g{g}"] = StoredLog(b"head", b'"a"\n' * length, 0, length)
     return Story(records, logs)
@@ -374,164 +375,3 @@ def test_no_statement_on_the_way_reads_a_whole_table(sqlite_url: str) -> None:
         assert "SEARCH" in plan
         assert not re.search(r"SCAN (?!json_each)", plan), plan
     engine.dispose()
-
-
-# ------------------------------------------------------------------------------------------ store and delete
-
-
-def test_no_text_is_kept_for_a_completion_that_is_not_stored(books: Books) -> None:
-    applied = books.apply([accepted("c1", store=False), ended("c1")], {"c1": LOG})
-    assert applied.missing == set()
-    assert books.stored_log("c1") is None
-    row = books.completion("c1")
-    assert row is not None
-    assert row.usage is not None
-    assert books.completions("acme") == []
-
-
-def test_text_that_a_later_completion_wants_is_reported_as_missing(books: Books) -> None:
-    books.apply([accepted("c1", store=False), ended("c1")], {"c1": LOG})
-    applied = books.apply([accepted("c2", "c1")], {})
-    assert applied.missing == {"c1"}
-    assert books.apply([], {"c1": LOG}).missing == set()
-    assert books.stored_log("c1") == LOG
-
-
-def test_the_log_of_a_generation_that_has_not_ended_is_not_kept(books: Books) -> None:
-    books.apply([accepted("c1")], {"c1": LOG})
-    assert books.stored_log("c1") is None
-
-
-def test_deleting_drops_text_and_metadata_and_keeps_usage(books: Books, engine: Engine) -> None:
-    books.apply([accepted("c1", metadata={"a": "b"}), ended("c1")], {"c1": LOG})
-    usage_before = contents(engine)["usage"]
-    assert books.delete("c1")
-    assert not books.delete("c1")
-    assert not books.delete("c2")
-    assert books.completion("c1") is None
-    assert books.completions("acme") == []
-    assert books.stored_log("c1") is None
-    assert not books.set_metadata("c1", {"a": "c"})
-    assert contents(engine)["usage"] == usage_before
-    assert contents(engine)["results"] == []
-    assert "'a': 'b'" not in repr(contents(engine))
-
-
-def test_shared_text_lives_until_its_last_stored_completion_is_deleted(books: Books) -> None:
-    books.apply(
-        [accepted("c1"), accepted("c2", "c1"), accepted("c3", "c1", store=False), ended("c1")], {"c1": LOG}
-    )
-    assert books.delete("c1")
-    assert books.stored_log("c1") == LOG
-    assert books.delete("c2")
-    assert books.stored_log("c1") is None
-
-
-def test_what_is_deleted_while_it_runs_leaves_no_text(books: Books) -> None:
-    books.apply([accepted("c1")], {})
-    assert books.delete("c1")
-    applied = books.apply([ended("c1")], {"c1": LOG})
-    assert applied.settled == {"c1": "c1"}
-    assert applied.missing == set()
-    assert books.stored_log("c1") is None
-
-
-def test_what_is_deleted_before_the_ledger_is_drained_stays_deleted(books: Books, engine: Engine) -> None:
-    assert not books.delete("c1")
-    assert books.delete("c1", accepted=accepted("c1"))
-    books.apply([accepted("c1"), ended("c1")], {"c1": LOG})
-    assert books.completion("c1") is None
-    assert contents(engine)["results"] == []
-    assert len(contents(engine)["usage"]) == 1
-
-
-def test_orphaned_results_are_swept_and_no_others(books: Books, engine: Engine) -> None:
-    ids = [f"c{number:04}" for number in range(1200)]
-    books.apply([r for id in ids for r in (accepted(id), ended(id))], dict.fromkeys(ids, LOG))
-    with writing(engine) as connection:
-        connection.execute(delete(completions).where(completions.c.id != "c0007"))
-    assert books.drop_orphaned_results() == 1199
-    assert books.drop_orphaned_results() == 0
-    assert books.stored_log("c0007") == LOG
-
-
-# ------------------------------------------------------------------------------------------------- reading
-
-
-def test_metadata_can_be_replaced_and_removed(books: Books) -> None:
-    books.apply([accepted("c1", metadata={"a": "b"})], {})
-    assert books.set_metadata("c1", {"x": "y"})
-    row = books.completion("c1")
-    assert row is not None
-    assert row.metadata == {"x": "y"}
-    assert books.set_metadata("c1", None)
-    row = books.completion("c1")
-    assert row is not None
-    assert row.metadata is None
-    assert not books.set_metadata("c2", {"x": "y"})
-    assert books.set_metadata("c2", {"x": "y"}, accepted=accepted("c2"))
-    books.apply([accepted("c2")], {})
-    row = books.completion("c2")
-    assert row is not None
-    assert row.metadata == {"x": "y"}
-
-
-def test_the_list_is_filtered_by_every_field(books: Books) -> None:
-    quoted = 'a"b.c[0]$'
-    books.apply(
-        [
-            accepted("c1", metadata={quoted: "1", "b": "2"}, end_user="ada"),
-            accepted("c2", metadata={quoted: "1"}, model="slow"),
-            accepted("c3", tenant="other"),
-            accepted("c4", store=False),
-            ended("c2"),
-        ],
-        {},
-    )
-
-    def listed(**filters: Any) -> list[str]:
-        return [row.id for row in books.completions("acme", **filters)]
-
-    assert listed() == ["c1", "c2"]
-    assert listed(metadata={}) == ["c1", "c2"]
-    assert listed(metadata={quoted: "1"}) == ["c1", "c2"]
-    assert listed(metadata={quoted: "1", "b": "2"}) == ["c1"]
-    assert listed(metadata={"b": "1"}) == []
-    assert listed(end_user="ada") == ["c1"]
-    assert listed(end_user="bob") == []
-    assert listed(model="slow") == ["c2"]
-    assert listed(statuses=["completed", "failed"]) == ["c2"]
-    assert listed(statuses=["queued"]) == ["c1"]
-    assert listed(statuses=[]) == []
-    with pytest.raises(InvalidRequest):
-        listed(after="c3")
-    with pytest.raises(InvalidRequest):
-        listed(after="c2", end_user="ada")
-
-
-@given(
-    times=st.lists(st.integers(0, 3), min_size=1, max_size=12),
-    limit=st.integers(1, 5),
-    order=st.sampled_from(["asc", "desc"]),
-)
-def test_pages_hold_every_completion_once_and_in_order(
-    books: Books, times: list[int], limit: int, order: str
-) -> None:
-    empty(books.engine)
-    books.apply([accepted(f"c{n:02}", created_ms=T0 + time) for n, time in enumerate(times)], {})
-    found: list[str] = []
-    while page := books.completions("acme", limit=limit, order=order, after=found[-1] if found else None):
-        assert len(page) <= limit
-        found += [row.id for row in page]
-    expected = sorted((time, f"c{n:02}") for n, time in enumerate(times))
-    assert found == [id for _, id in (expected if order == "asc" else reversed(expected))]
-
-
-def test_a_page_can_start_after_a_completion_that_was_deleted_meanwhile(books: Books) -> None:
-    books.apply([accepted("c1"), accepted("c2"), accepted("c3")], {})
-    books.delete("c2")
-    assert [row.id for row in books.completions("acme", after="c2")] == ["c3"]
-
-
-def test_ping_answers(books: Books) -> None:
-    books.ping()

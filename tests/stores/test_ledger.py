@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
 
 import pytest
 import redis
@@ -15,13 +14,26 @@ from schemas.errors import Failure
 from schemas.keys import Keys
 from schemas.records import Accepted, Ended, StoredLog, Usage
 from schemas.states import Queue, State
-from schemas.tables import metadata
+from schemas.tables import attempts
 from stores.books import Applied, Books
 from stores.chunklog import PAGE
 from stores.ledger import BATCH, ROLE, Ledger
 from stores.migration import migrate
 from stores.sql import make_engine, reading
-from tests.support.generations import HEAD, Room, accepted, batch, ended, entries, ledger, room, texts
+from tests.support.entered import contents
+from tests.support.generations import (
+    HEAD,
+    Room,
+    accepted,
+    batch,
+    ended,
+    entries,
+    expire_lease,
+    ledger,
+    past,
+    room,
+    texts,
+)
 from tests.support.house import ledger_of
 
 KEYS = Keys(0)
@@ -47,14 +59,6 @@ async def leader(space: Room, books: Books) -> AsyncIterator[Ledger]:
     yield ledger
     while await ledger.drain(0):
         pass
-
-
-def contents(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
-    with reading(engine) as connection:
-        return {
-            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
-            for table in metadata.sorted_tables
-        }
 
 
 def ttl(client: redis.Redis, key: str) -> int:
@@ -145,6 +149,36 @@ async def test_ends_of_all_kinds(space: Room, leader: Ledger, books: Books, engi
     assert row.generation is not None
     assert row.generation.failure is not None
     assert row.generation.failure.message == "No \ufffd and half \ufffd."
+
+
+async def test_attempts_on_the_way(
+    space: Room, leader: Ledger, books: Books, engine: Engine, redis_client: redis.Redis
+) -> None:
+    """Each attempt of a generation is in the books, when it began and ended, also where the last one only waited."""
+    done, cancelled = await space.running(), await space.running()
+    used = Usage(prompt_tokens=5, completion_tokens=2)
+    for generation in (done, cancelled):
+        expire_lease(redis_client, generation)
+        assert await space.reaped(generation) == "recovering"
+        await space.claim(generation)
+    await space.scripts.end(ended(done), 2, batch(0, 2))
+    await space.left(cancelled, 2, batch(0, 2), record=past(2, "failed", usage=used), pause_ms=60_000)
+    await space.scripts.cancel(ended(cancelled, State.CANCELLED), "interactive")
+    assert await leader.drain(0) == 4
+    with reading(engine) as connection:
+        rows = connection.execute(select(attempts).order_by(attempts.c.number)).mappings().all()
+    found = {g: [row for row in rows if row["generation_id"] == g] for g in (done, cancelled)}
+    assert [(row["number"], row["state"]) for row in found[done]] == [(1, "lost"), (2, "completed")]
+    assert [(row["number"], row["state"]) for row in found[cancelled]] == [(1, "lost"), (2, "failed")]
+    for tried in found.values():
+        times = [tried[i][name] for i in (0, 1) for name in ("started_ms", "ended_ms")]
+        assert times == sorted(times)
+        assert times[0] > 0
+    row = books.completion(cancelled)
+    assert row is not None
+    assert row.usage is not None
+    assert (row.usage.attempts, row.usage.tokens) == (2, used)
+    assert books.stored_log(cancelled) == StoredLog(HEAD, b'"0"\n"1"', 0, 2)
 
 
 async def test_text_that_is_not_to_be_kept(

@@ -40,8 +40,10 @@ async def opened(url: str, *, partitions: int | None = None, patience: float = 5
 
 async def lead(space: Redis, token: str = "t", *, patience: float = 5.0) -> int:
     """A script that stands for all of them."""
-    lock = space.keyspace[0].lock("test")
-    return await space.script(0, LEAD, [lock], [token, 60_000], patience=patience)
+    keys = space.keyspace[0]
+    return await space.script(
+        0, LEAD, [keys.lock("test"), keys.rank("test")], [token, 60_000, 0], patience=patience
+    )
 
 
 # -- Partitions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,15 +13,16 @@ import redis
 from schemas.errors import Failure
 from schemas.ids import new_completion_id
 from schemas.keys import Keys
-from schemas.records import Accepted, Ended, Record, decode_record
+from schemas.records import Accepted, Attempted, Ended, Record, decode_record
 from schemas.states import Queue, State
 from stores.chunklog import ChunkLog
 from stores.redis import Redis
-from stores.scripts import AcceptResult, Batch, Claim, Scripts
+from stores.scripts import NOTHING, AcceptResult, Batch, Claim, Crashes, Left, Scripts
 
 HEAD = b'{"top":{"system_fingerprint":"fp"},"choice":{"logprobs":null}}'
 LEASE_MS = 60_000
 LOST = Failure("worker_lost", "The worker was lost.")
+CRASHES = Crashes()
 
 
 def accepted(id: str | None = None, **fields: Any) -> Accepted:
@@ -46,6 +47,13 @@ def accepted(id: str | None = None, **fields: Any) -> Accepted:
 def ended(generation: str, state: State = State.COMPLETED, **fields: Any) -> Ended:
     return msgspec.structs.replace(
         Ended(generation=generation, state=state.value, provider="fake", model="m"), **fields
+    )
+
+
+def past(number: int = 1, state: str = "lost", **fields: Any) -> Attempted:
+    """The record of an attempt that did not end its generation."""
+    return msgspec.structs.replace(
+        Attempted(number=number, provider="fake", model="m", state=state), **fields
     )
 
 
@@ -95,6 +103,17 @@ class Room:
         await self.claim(record.id, queue=record.queue)
         return record.id
 
+    async def left(self, generation: str, attempt: int = 1, batch: Batch = NOTHING, **options: Any) -> Left:
+        """What became of an attempt that its worker gives up."""
+        record: Attempted = options.pop("record", None) or past(attempt, "released")
+        return await self.scripts.leave(generation, record, batch, crashes=CRASHES, **options)
+
+    async def reaped(self, generation: str, attempt: int = 1, **options: Any) -> str:
+        """What the reaper is told of an attempt."""
+        record: Attempted = options.pop("record", None) or past(attempt)
+        crashes: Crashes = options.pop("crashes", CRASHES)
+        return await self.scripts.reap(generation, attempt, record, crashes=crashes, **options)
+
     async def finished(self, items: Sequence[bytes], record: Accepted | None = None, *, size: int = 3) -> str:
         """A completed generation with a chunk for each item, ``size`` of them to an entry; the id."""
         generation = await self.running(record)
@@ -113,9 +132,39 @@ async def room(url: str, **options: Any) -> AsyncGenerator[Room]:
         space.close()
 
 
+def now_ms(client: redis.Redis) -> int:
+    """The server's time."""
+    seconds, micros = client.time()
+    return seconds * 1000 + micros // 1000
+
+
+def expire_lease(client: redis.Redis, generation: str) -> None:
+    """As if the lease had been given long ago."""
+    assert client.zadd(Keys(0).lease, {generation: 1}, xx=True, ch=True) == 1
+
+
+def listen(client: redis.Redis, channel: str) -> Callable[[], list[str]]:
+    """Subscribes; the function gives all messages so far."""
+    subscription: Any = client.pubsub()
+    subscription.ssubscribe(channel)
+    assert subscription.get_sharded_message(timeout=5)["type"] == "ssubscribe"
+
+    def messages() -> list[str]:
+        found: list[str] = []
+        while message := subscription.get_sharded_message(timeout=0.05):
+            found.append(message["data"])
+        return found
+
+    return messages
+
+
 def entries(client: redis.Redis, key: str) -> list[tuple[str, dict[str, str]]]:
     """All of a stream."""
     return cast("list[tuple[str, dict[str, str]]]", client.xrange(key))
+
+
+def log_of(client: redis.Redis, generation: str) -> list[tuple[str, dict[str, str]]]:
+    return entries(client, Keys(0).log(generation))
 
 
 def scores(client: redis.Redis, key: str) -> dict[str, float]:
@@ -147,3 +196,36 @@ def everything(client: redis.Redis) -> dict[str, Any]:
         else:
             held[key] = client.get(key)
     return held
+
+
+def waits_in(client: redis.Redis, generation: str) -> set[str]:
+    """The kinds of sorted sets and hashes that name a generation."""
+    return {
+        key.split(":", 2)[2]
+        for key, value in everything(client).items()
+        if isinstance(value, dict) and generation in value and not key.endswith(":deadlines")
+    }
+
+
+def last_end(client: redis.Redis) -> Ended:
+    record = ledger(client, Keys(0))[-1]
+    assert isinstance(record, Ended)
+    return record
+
+
+def keep(client: redis.Redis) -> None:
+    """Remember all that the server holds, in its next database."""
+    keys = cast("list[str]", client.keys())
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.swapdb(0, 1)
+        pipeline.flushdb()
+        pipeline.swapdb(0, 1)
+        for key in keys:
+            pipeline.copy(key, key, destination_db="1", replace=True)
+        pipeline.execute()
+
+
+def set_back(client: redis.Redis) -> None:
+    """What a host's crash does that costs Redis its last writes: all is as it was at ``keep``."""
+    client.flushdb()
+    client.swapdb(0, 1)

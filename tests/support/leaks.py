@@ -16,6 +16,17 @@ PERMANENT = ("partitions", "seq:*", "mark:*", "broker:interactive", "broker:bulk
 
 IN_FLIGHT = frozenset({"queued", "leased", "parked"})
 
+#: Whose members each of these keys may name: generations in these states.
+MEMBERS = {
+    "outbox": frozenset({"queued"}),
+    "queued": frozenset({"queued"}),
+    "recovery": frozenset({"queued"}),
+    "suspects": frozenset({"queued"}),
+    "parked": frozenset({"parked"}),
+    "lease": frozenset({"leased"}),
+    "deadlines": IN_FLIGHT,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Name:
@@ -71,7 +82,7 @@ class _Found:
             self.members = {
                 name.raw: self._members(name.raw)
                 for name in filter(None, map(parse, self.names))
-                if name.kind in ("outbox", "queued", "lease", "recovery", "parked")
+                if name.kind in MEMBERS
             }
         finally:
             self.client.close()
@@ -137,13 +148,18 @@ class _Found:
                 )
             case "ledger":
                 return None
-            case "outbox":
-                gone = [m for m in self.members[name.raw] if (name.partition, m) not in self.states]
-                return f"it names {gone}, which are settled or gone" if gone else None
-            case "queued" | "lease" | "recovery" | "parked":
+            case "dead":
+                return None  # the operator's: ``tailrace doctor`` names what is there
+            case kind if kind in MEMBERS:
                 states = self.states
-                gone = [m for m in self.members[name.raw] if states.get((name.partition, m)) not in IN_FLIGHT]
-                return f"it names {gone}, which are not in flight" if gone else None
+                others = [
+                    m for m in self.members[name.raw] if states.get((name.partition, m)) not in MEMBERS[kind]
+                ]
+                return (
+                    f"it names {others}, which are not {' or '.join(sorted(MEMBERS[kind]))}"
+                    if others
+                    else None
+                )
             case _:
                 return "no owner"
 

@@ -2,11 +2,11 @@
 local function finish(gen, req, log, ledger, channel, id, state, ending, record, now)
   local h = redis.call('HMGET', gen, 'attempt', 'next', 'base', 'created_ms', 'leased_ms', 'first_chunk_ms', 'past',
     'attempt_ms')
-  -- After a restart marker without chunks of its own, the place of an end entry is taken.
+  -- Right after a restart marker the place may be taken.
   local entry = h[2] .. (h[2] == h[3] and h[2] ~= '0' and '-2' or '-1')
   redis.call('XADD', log, entry, 'e', ending)
   redis.call('HSET', gen, 'state', state, 'end', ending, 'ended_ms', now)
-  redis.call('HDEL', gen, 'cancel', 'worker', 'call', 'past', 'skip')
+  redis.call('HDEL', gen, 'cancel', 'worker', 'past', 'skip')
   redis.call('DEL', req)
   redis.call('XADD', ledger, '*', 'r', record .. ',"attempt":' .. h[1] .. ',"base":' .. h[3] .. ',"next":' .. h[2]
     .. ',"created_ms":' .. h[4] .. (h[5] and ',"leased_ms":' .. h[5] or '')

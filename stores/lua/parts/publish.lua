@@ -1,11 +1,12 @@
 -- Chunks into a log and onto its channel. `head` '' but for the first chunks of an attempt that brings its own.
--- Returns the index after the log's last chunk (chunks that are there already are not put again), or nil at a gap.
-local function publish(gen, log, channel, next, first, count, items, head)
+-- Returns the index after the log's last chunk (chunks that are there already are not put again), or nil at a gap, also
+-- before no chunks (`count` 0). Where Redis may have lost chunks (`skip`) there is one until the attempt restarts.
+local function publish(gen, log, channel, next, skip, first, count, items, head)
   local last = first + count
-  if count == 0 or last <= next then
+  if last <= next then
     return next
   end
-  if first ~= next then
+  if first ~= next or skip then
     return nil
   end
   local id = string.format('%d', last) .. '-0'

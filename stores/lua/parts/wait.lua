@@ -5,7 +5,7 @@ local function wait(gen, lease, waiting, control, id, state, due, attempt, now)
   local h = redis.call('HMGET', gen, 'past', 'attempt_ms')
   redis.call('HSET', gen, 'state', state, 'past', (h[1] and h[1] .. ',' or '') .. attempt
     .. ',"started_ms":' .. h[2] .. ',"ended_ms":' .. string.format('%d', now) .. '}')
-  redis.call('HDEL', gen, 'worker', 'call')
+  redis.call('HDEL', gen, 'worker')
   redis.call('ZREM', lease, id)
   redis.call('ZADD', waiting, due > 0 and due or now, id)
   if due == 0 then
