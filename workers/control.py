@@ -91,6 +91,7 @@ class Control:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._leaving = threading.Thread(target=self._nursery.stop, args=(LEAVE_SECONDS,), name="nursery")
         self._reachable_since: float | None = None
+        self._heard_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -133,7 +134,7 @@ class Control:
         self._reaper = Reaper(redis, lease_ms=lease_ms, crashes=Crashes(settings.max_crashes))
         publisher = make_publisher(settings)
         self._reconciler = Reconciler(redis, self._books, publisher)
-        self._reachable_since = self._loop.time()
+        self._reachable_since = self._heard_at = self._loop.time()
         jobs = [
             asyncio.create_task(self._forever(job, pause))
             for job, pause in (
@@ -187,9 +188,17 @@ class Control:
             ).items():
                 if renewal is not Renewal.OK:
                     self._on_renewal(generation, held[generation], renewal)
-        if self._reachable_since is None:
-            await self._redis.command(0, "PING")
-            self._reachable_since = asyncio.get_running_loop().time()
+        await self._redis.command(0, "PING")
+        self._heard()
+
+    def _heard(self) -> None:
+        """Redis answered. Where it had been silent for so long that leases may have run out meanwhile, it is an outage
+        that ends here, whether a command failed in it or was only late."""
+        now = asyncio.get_running_loop().time()
+        silent = self._settings.lease_seconds - self._settings.renew_seconds
+        if self._reachable_since is None or now - self._heard_at > silent:
+            self._reachable_since = now
+        self._heard_at = now
 
     async def _recover(self) -> None:
         """Claim work that waits for another attempt straight into the loop of the streams."""
@@ -246,14 +255,14 @@ class Control:
 
     async def _reap(self) -> None:
         """Not before Redis has been reachable for a lease and a margin: an outage must not look like dead workers."""
-        now = asyncio.get_running_loop().time()
-        if (
-            self._reachable_since is None
-            or now - self._reachable_since < self._settings.lease_seconds + REAP_MARGIN
-        ):
-            return
+        patience = self._settings.lease_seconds + REAP_MARGIN
         for partition in list(self._led):
-            await self._reaper.reap(partition)
+            up = await self._reaper.uptime(partition)
+            self._heard()
+            if self._reachable_since is None or self._heard_at - self._reachable_since < patience:
+                return
+            if up >= patience:
+                await self._reaper.reap(partition)
 
     async def _expire(self) -> None:
         for partition in list(self._led):

@@ -38,7 +38,7 @@ class Reaper:
         )
         if not expired:
             return
-        up_since = now - await self._uptime_ms(partition) - UPTIME_MARGIN_MS
+        up_since = now - int(await self.uptime(partition) * 1000) - UPTIME_MARGIN_MS
         for member, score in expired:
             heard = int(float(score)) - self._lease_ms
             # Where Redis started after the worker was last heard of, they may have gone down together, and what the
@@ -91,10 +91,11 @@ class Reaper:
         if await self._scripts.end(ended, state.attempt, expired_only=True) is EndResult.ENDED:
             log.warning("%s: the lease of attempt %d ran out, %s", generation, state.attempt, ended.state)
 
-    async def _uptime_ms(self, partition: int) -> int:
+    async def uptime(self, partition: int) -> float:
+        """How long a partition's server has been up, in whole seconds."""
         info: bytes = await self._redis.command(partition, "INFO", "server")
         _, _, rest = info.partition(b"uptime_in_seconds:")
-        return int(rest.split(b"\r\n", 1)[0]) * 1000
+        return float(rest.split(b"\r\n", 1)[0])
 
 
 def _ended(state: LogState, end: State, failure: Failure | None) -> Ended:

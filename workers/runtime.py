@@ -18,6 +18,8 @@ import uvloop
 from sqlalchemy import Engine
 
 from consumers.hub import Hub
+from schemas.errors import Unavailable
+from schemas.keys import Keys
 from schemas.messaging import STOPPING, WakeUp
 from schemas.records import VERSION
 from schemas.settings import Settings
@@ -26,6 +28,7 @@ from stores.config import read_providers
 from stores.redis import Redis
 from stores.scripts import Crashes, Rank, Renewal, Scripts
 from stores.sql import make_engine
+from stores.wire import WireError
 from workers.control import Control
 from workers.generate import Generator
 
@@ -38,6 +41,9 @@ SWITCH_INTERVAL = 0.0002
 GRACE = 4.0
 #: How long they may then take to say so in Redis, in seconds; a lease that runs out says it for those that can't.
 LAST_WORDS = 5.0
+
+#: How often a worker that starts tries to listen for cancels, a second apart.
+LISTEN_TRIES = 30
 
 
 class Runtime:
@@ -91,7 +97,7 @@ class Runtime:
         )
         self._hub = Hub(self._redis)
         for keys in self._redis.keyspace:
-            await self._hub.listen(keys.partition, keys.control, self._on_control)
+            await self._listen(keys)
         self._control = Control(
             self.settings,
             Books(self._engine),
@@ -103,10 +109,23 @@ class Runtime:
         )
         self._control.start()
 
+    async def _listen(self, keys: Keys) -> None:
+        """Raises Unavailable where Redis stays away."""
+        for _ in range(LISTEN_TRIES):
+            try:
+                return await self._hub.listen(keys.partition, keys.control, self._on_control)
+            except WireError as error:
+                log.warning("Redis went away while the worker started: %s", error)
+                await asyncio.sleep(1.0)
+        raise Unavailable("Redis is not available.")
+
     def begin(self, message: WakeUp, on_end: Callable[[str | BaseException], None]) -> None:
         """One attempt at one generation, from any thread. ``on_end`` is called on the loop of the streams, with what
         became of it; STOPPING where none was made, because this process is to stop."""
-        self._loop.call_soon_threadsafe(self._begin, message, on_end)
+        try:
+            self._loop.call_soon_threadsafe(self._begin, message, on_end)
+        except RuntimeError:  # the loop is closed by now
+            on_end(STOPPING)
 
     def _begin(self, message: WakeUp, on_end: Callable[[str | BaseException], None]) -> None:
         if self._stopping:
