@@ -14,8 +14,9 @@ from schemas.codec import ChunkEncoder
 from schemas.ids import new_completion_id
 from schemas.records import Accepted, Ended
 from schemas.states import Queue, State
+from stores.outcomes import Append, Batch, Claim, EndResult
 from stores.redis import Redis
-from stores.scripts import Append, Batch, Claim, EndResult, Scripts
+from stores.scripts import Scripts
 from tests.support.orders import CREATED, ID, dump
 
 #: Chunks of the long log.

@@ -23,8 +23,9 @@ from schemas.records import StoredLog
 from schemas.states import State
 from stores.books import Books
 from stores.chunklog import ChunkLog, Entry
+from stores.outcomes import EndEntry
 from stores.redis import RETRY_LAST, Redis
-from stores.scripts import HOLDER_PATIENCE, EndEntry
+from stores.scripts import HOLDER_PATIENCE
 
 #: How long a reader who has begun waits for a Redis that is away, in seconds: as long as the worker that writes does.
 OUTAGE = HOLDER_PATIENCE

@@ -21,7 +21,7 @@ from schemas.codec import Renderer
 from schemas.errors import GenerationFailed, Restarted, TailraceError, Unavailable
 from schemas.sse import COMMENT, OPENAI_DONE, done_frame, error_frame, openai_error_frame
 from stores.chunklog import Entry
-from stores.scripts import EndEntry
+from stores.outcomes import EndEntry
 
 log = logging.getLogger("tailrace.gateway")
 

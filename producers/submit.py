@@ -25,8 +25,9 @@ from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
 from stores.books import Books
 from stores.chunklog import ChunkLog
+from stores.outcomes import AcceptResult
 from stores.redis import Redis
-from stores.scripts import AcceptResult, Scripts
+from stores.scripts import Scripts
 
 #: Waits between the tries to cancel what Redis may or may not have accepted, in seconds.
 LATE_PAUSES = (0.5, 1, 2, 4, 8, 16, 32)

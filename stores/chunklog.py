@@ -14,8 +14,8 @@ import msgspec
 from schemas.codec import split_items
 from schemas.records import Accepted, StoredLog, decode_record
 from schemas.states import ENDED, State
+from stores.outcomes import EndEntry
 from stores.redis import PATIENCE, Redis
-from stores.scripts import EndEntry
 from stores.wire import Arg
 
 #: Entries that one XRANGE asks for.

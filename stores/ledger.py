@@ -23,8 +23,9 @@ from schemas.records import VERSION, Ended, Record, StoredLog, decode_record, is
 from schemas.states import Queue
 from stores.books import Books
 from stores.chunklog import ChunkLog, LogState
+from stores.outcomes import Rank
 from stores.redis import Redis
-from stores.scripts import Rank, Scripts
+from stores.scripts import Scripts
 from stores.sql import refusal
 
 log = logging.getLogger("tailrace.ledger")

@@ -7,15 +7,28 @@ arguments, so that a call whose answer was lost is simply made again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 from secrets import token_hex
 from typing import Literal
 
 import hiredis
-import msgspec
 
 from schemas.errors import Unavailable
-from schemas.records import Accepted, Attempted, Ended, encode, open_record
+from schemas.records import Accepted, Attempted, Ended, open_record
+from stores.outcomes import (
+    NOTHING,
+    AcceptResult,
+    Append,
+    Batch,
+    Claim,
+    Crashes,
+    EndResult,
+    Fence,
+    Left,
+    NotClaimed,
+    Rank,
+    Renewal,
+    end_entry,
+)
 from stores.redis import PATIENCE, Redis, Script
 from stores.wire import Arg
 
@@ -32,129 +45,7 @@ SKIP = 1_000_000
 HOLDER_PATIENCE = 60.0
 
 
-class AcceptResult(msgspec.Struct, frozen=True):
-    """``fresh`` is False where the id had been accepted before. ``seq`` numbers the message on its queue."""
-
-    fresh: bool
-    created_ms: int
-    seq: int
-
-
-#: An attempt: by its number, or by its claim's ``fence``.
-Fence = int | str
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """A lease on a generation: ``attempt`` is its number, ``next`` the index of the next chunk to append."""
-
-    generation: str
-    attempt: int
-    next: int
-    base: int
-    created_ms: int
-    request: bytes
-    info: bytes
-    #: Provider calls that failed.
-    tries: int = 0
-    #: Since the first claim, in milliseconds.
-    waited_ms: int = 0
-    #: Redis may have lost chunks of an earlier attempt.
-    skip: bool = False
-    #: What the chunks of the log have in common.
-    head: bytes = b""
-    call: str = ""
-
-    @property
-    def fence(self) -> str:
-        """The fencing token. Where a rollback of Redis gives a number twice, it still names one claim."""
-        return f"{self.attempt}:{self.call}"
-
-
-class NotClaimed(msgspec.Struct, frozen=True):
-    """Nothing to do: ``reason`` is gone, ended, held, parked or newer."""
-
-    reason: str
-
-
-class Append(IntEnum):
-    """What became of an append."""
-
-    OK = 0
-    CANCEL_ASKED = 1
-    STALE = -1
-    GAP = -2
-
-
 _APPENDS = {code.value: code for code in Append}
-
-
-class EndResult(IntEnum):
-    """What became of an end."""
-
-    ENDED = 1
-    REPEATED = 0
-    STALE = -1
-    GAP = -2
-
-
-class Left(IntEnum):
-    """What became of an attempt that was given up."""
-
-    LEFT = 1
-    REPEATED = 0
-    CANCEL_ASKED = 2
-    STALE = -1
-    GAP = -2
-
-
-class Crashes(msgspec.Struct, frozen=True):
-    """How many workers a generation may lose: with the ``allowed``-th it ends, from ``suspicious`` on it is suspect."""
-
-    allowed: int = 3
-
-    @property
-    def suspicious(self) -> int:
-        return max(self.allowed - 1, 1)
-
-
-class Renewal(IntEnum):
-    OK = 0
-    CANCEL_ASKED = 1
-    LOST = -1
-
-
-class Rank(IntEnum):
-    """Who leads where several would."""
-
-    FIRST = 0
-    SECOND = 1
-
-
-class EndEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the last entry of a chunk log says. ``error`` is ``{code, message, type, param, status}``."""
-
-    state: str
-    error: dict[str, object] | None = None
-
-
-def end_entry(ended: Ended) -> bytes:
-    error = msgspec.to_builtins(ended.failure) if ended.failure is not None else None
-    return encode(EndEntry(ended.state, error))
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """Consecutive chunks to append: ``items`` one a line. ``head`` goes along with an attempt's first chunks.
-
-    Without any (``count`` 0), ``first`` says where the log is to stand at least.
-    """
-
-    first: int
-    count: int
-    items: bytes
-    head: bytes = b""
-
-
-NOTHING = Batch(0, 0, b"")
 
 
 class Scripts:

@@ -23,7 +23,8 @@ from schemas.providers import Provider, Providers, upstream_body
 from schemas.records import Accepted, Attempted, Usage, decode_record
 from schemas.replay import Diverged, Replay, published_text, without_role
 from stores.chunklog import ChunkLog
-from stores.scripts import Claim, Scripts
+from stores.outcomes import Claim
+from stores.scripts import Scripts
 from workers.logwriter import Appender, Fenced, LogWriter
 from workers.upstream import DONE, Patience, open_stream, provider_error
 

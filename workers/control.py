@@ -25,8 +25,9 @@ from schemas.settings import Settings
 from schemas.states import Queue
 from stores.books import Books
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
+from stores.outcomes import Crashes, Rank, Renewal
 from stores.redis import Redis
-from stores.scripts import Crashes, Rank, Renewal, Scripts
+from stores.scripts import Scripts
 from workers.reaper import Reaper
 from workers.reconcile import Reconciler
 from workers.solo import Nursery

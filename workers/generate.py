@@ -15,8 +15,9 @@ from schemas.providers import Providers
 from schemas.records import Ended
 from schemas.retries import next_try
 from schemas.states import State
+from stores.outcomes import NOTHING, Batch, Crashes, EndResult, Left, NotClaimed
 from stores.rows import storable
-from stores.scripts import NOTHING, Batch, Crashes, EndResult, Left, NotClaimed, Scripts
+from stores.scripts import Scripts
 from workers.attempt import Attempt, Tools
 from workers.logwriter import Appender, Behind, Fenced
 from workers.upstream import make_transport

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 from schemas.codec import ChunkEncoder
-from stores.scripts import Append, Batch, Claim, Scripts
+from stores.outcomes import Append, Batch, Claim
+from stores.scripts import Scripts
 
 #: Bytes of one stream that may wait for Redis before its provider is no longer read.
 PENDING_LIMIT = 1024 * 1024

@@ -8,8 +8,9 @@ from schemas.errors import DeadlineExceeded, Failure
 from schemas.records import Attempted, Ended, Usage
 from schemas.states import State
 from stores.chunklog import ChunkLog, LogState
+from stores.outcomes import Crashes, EndResult
 from stores.redis import Redis
-from stores.scripts import Crashes, EndResult, Scripts
+from stores.scripts import Scripts
 
 log = logging.getLogger("tailrace.control")
 

@@ -25,8 +25,9 @@ from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
 from stores.config import read_providers
+from stores.outcomes import Crashes, Rank, Renewal
 from stores.redis import Redis
-from stores.scripts import Crashes, Rank, Renewal, Scripts
+from stores.scripts import Scripts
 from stores.sql import make_engine
 from stores.wire import WireError
 from workers.control import Control

@@ -24,8 +24,9 @@ from consumers.hub import Hub
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.config import read_providers
+from stores.outcomes import Crashes, Renewal
 from stores.redis import Redis
-from stores.scripts import Crashes, Renewal, Scripts
+from stores.scripts import Scripts
 from workers.generate import Generator
 
 log = logging.getLogger("tailrace.worker")

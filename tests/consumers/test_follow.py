@@ -16,7 +16,7 @@ from schemas.codec import ChunkEncoder
 from schemas.errors import Conflict, Failure, GenerationFailed, NotFound
 from schemas.states import State
 from stores.chunklog import PAGE
-from stores.scripts import Batch
+from stores.outcomes import Batch
 from tests.support.generations import accepted, batch, ended, texts
 from tests.support.house import House, chunks, items, numbered
 from tests.support.properties import examples

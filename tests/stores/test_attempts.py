@@ -11,7 +11,7 @@ import redis
 from schemas.keys import Keys
 from schemas.records import Accepted, Ended, Usage
 from schemas.states import State
-from stores.scripts import Append, Crashes, EndResult, Left, Renewal
+from stores.outcomes import Append, Crashes, EndResult, Left, Renewal
 from tests.support.generations import (
     LEASE_MS,
     LOST,

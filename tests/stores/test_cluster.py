@@ -17,8 +17,9 @@ from schemas.states import State
 from stores.books import Books
 from stores.chunklog import ChunkLog
 from stores.migration import migrate
+from stores.outcomes import Append, Claim, EndResult, Renewal
 from stores.redis import Node, Redis
-from stores.scripts import Append, Claim, EndResult, Renewal, Scripts
+from stores.scripts import Scripts
 from stores.sql import make_engine
 from tests.support.generations import LEASE_MS, Room, accepted, batch, ended, room
 from tests.support.house import House, items, ledger_of, numbered

@@ -14,8 +14,8 @@ from consumers.hub import Hub
 from consumers.reader import LogReader
 from schemas.ids import new_completion_id
 from schemas.states import State
+from stores.outcomes import Append, EndResult
 from stores.redis import Redis
-from stores.scripts import Append, EndResult
 from tests.support.generations import Room, accepted, batch, ended, room, texts
 from tests.support.valkey import ValkeyCluster
 from tests.support.waiting import until

@@ -12,7 +12,7 @@ from schemas.errors import Failure
 from schemas.keys import Keys
 from schemas.records import Accepted, Ended, Usage
 from schemas.states import State
-from stores.scripts import Append, Batch, EndResult, NotClaimed, Rank, Renewal
+from stores.outcomes import Append, Batch, EndResult, NotClaimed, Rank, Renewal
 from tests.support.generations import (
     HEAD,
     LEASE_MS,

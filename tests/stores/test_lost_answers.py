@@ -12,7 +12,8 @@ import redis
 from schemas.keys import Keys
 from schemas.records import Ended
 from schemas.states import State
-from stores.scripts import SKIP, AcceptResult, Append, Claim, EndResult, Left, NotClaimed, Renewal
+from stores.outcomes import AcceptResult, Append, Claim, EndResult, Left, NotClaimed, Renewal
+from stores.scripts import SKIP
 from tests.support.generations import (
     LEASE_MS,
     Room,

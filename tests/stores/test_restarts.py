@@ -6,7 +6,8 @@ import pytest
 import redis
 
 from schemas.keys import Keys
-from stores.scripts import SKIP, Append, Batch, EndResult, Left, Renewal
+from stores.outcomes import Append, Batch, EndResult, Left, Renewal
+from stores.scripts import SKIP
 from tests.support.generations import (
     HEAD,
     LEASE_MS,

@@ -14,7 +14,8 @@ import redis
 from schemas.errors import Unavailable
 from schemas.keys import Keys
 from schemas.states import State
-from stores.scripts import SKIP, Append, Batch, Claim, Crashes, EndResult, Left, NotClaimed, Renewal
+from stores.outcomes import Append, Batch, Claim, Crashes, EndResult, Left, NotClaimed, Renewal
+from stores.scripts import SKIP
 from tests.conftest import StartValkey
 from tests.support.generations import (
     HEAD,

@@ -16,8 +16,9 @@ from schemas.keys import Keys
 from schemas.records import Accepted, Attempted, Ended, Record, decode_record
 from schemas.states import Queue, State
 from stores.chunklog import ChunkLog
+from stores.outcomes import NOTHING, AcceptResult, Batch, Claim, Crashes, Left
 from stores.redis import Redis
-from stores.scripts import NOTHING, AcceptResult, Batch, Claim, Crashes, Left, Scripts
+from stores.scripts import Scripts
 
 HEAD = b'{"top":{"system_fingerprint":"fp"},"choice":{"logprobs":null}}'
 LEASE_MS = 60_000

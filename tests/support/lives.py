@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from schemas.states import State
-from stores.scripts import SKIP, Fence
+from stores.outcomes import Fence
+from stores.scripts import SKIP
 from tests.support.generations import HEAD
 
 ENDS = (State.COMPLETED, State.FAILED, State.CANCELLED)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from schemas.keys import Keys
 from schemas.records import Accepted, Ended, decode_record
 from schemas.states import State
-from stores.scripts import SKIP, Append, Batch, Claim, EndResult, Fence, Left, NotClaimed, Renewal
+from stores.outcomes import Append, Batch, Claim, EndResult, Fence, Left, NotClaimed, Renewal
+from stores.scripts import SKIP
 from tests.support.generations import (
     CRASHES,
     HEAD,
