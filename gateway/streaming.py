@@ -147,6 +147,10 @@ class EventStream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if not left:
+                # The gateway is told to stop, and has waited for its streams long enough.
+                with contextlib.suppress(OSError, RuntimeError):
+                    await _piece(send, self._resumable(Unavailable("The gateway stops.")))
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise
             copying.uncancel()
             if self._cancels:
