@@ -120,7 +120,7 @@ class Backend:
         self._seen.clear()
         self.peak = self.active
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Poll ``condition``. Raises TimeoutError with the requests so far."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -128,7 +128,7 @@ class Backend:
                 raise TimeoutError(f"after {seconds} s: {self.requests}")
             time.sleep(0.005)
 
-    def wait_for(self, completions: int, seconds: float = 20.0) -> list[Received]:
+    def wait_for(self, completions: int, seconds: float = 60.0) -> list[Received]:
         """Until so many chat completion requests have come in."""
         self.wait_until(lambda: len(self.completions) >= completions, seconds)
         return self.completions

@@ -20,7 +20,7 @@ from tests.support.ports import free_port
 
 #: What `tailrace up` and docker-compose.yml set too.
 DEFAULTS: Mapping[str, str] = {"maxmemory-policy": "noeviction", "stream-node-max-bytes": "512"}
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 def wait_until(
