@@ -87,6 +87,11 @@ class Keys:
     def lock(self, role: str) -> str:
         return f"{self.prefix}lock:{role}"
 
+    @property
+    def heard(self) -> str:
+        """When workers last reached this partition, and since when without a gap."""
+        return f"{self.prefix}heard"
+
     def rank(self, role: str) -> str:
         return f"{self.prefix}lock:{role}:rank"
 

@@ -23,7 +23,7 @@ from schemas.records import VERSION, Ended, Record, StoredLog, decode_record, is
 from schemas.states import Queue
 from stores.books import Books
 from stores.chunklog import ChunkLog, LogState
-from stores.outcomes import Rank
+from stores.outcomes import ANYTIME, Calm, Rank
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.sql import refusal
@@ -35,7 +35,7 @@ ROLE = "ledger"
 #: Records of one transaction.
 BATCH = 500
 #: How long leadership lasts without renewal, in milliseconds.
-LEADERSHIP_MS = 10_000
+LEADERSHIP_MS = 5_000
 #: How long the log of an ended generation waits for its completion, whose acceptance is a dead letter, in milliseconds.
 WAITING_TTL_MS = 7 * 24 * 3600 * 1000
 
@@ -88,9 +88,9 @@ class Ledger:
         #: By partition the entry up to which a ledger holds nothing but records of a later version.
         self._left: dict[int, bytes] = {}
 
-    async def lead(self, partition: int, rank: Rank = Rank.FIRST) -> bool:
+    async def lead(self, partition: int, rank: Rank = Rank.FIRST, calm: Calm = ANYTIME) -> bool:
         """Become or stay the partition's leader, for ``LEADERSHIP_MS``."""
-        return await self._scripts.lead(partition, ROLE, self._token, LEADERSHIP_MS, rank)
+        return await self._scripts.lead(partition, ROLE, self._token, LEADERSHIP_MS, rank, calm)
 
     async def drain(self, partition: int) -> int:
         """Enter the oldest records of a partition that this process leads; how many it looked at, 0 where by now

@@ -91,6 +91,18 @@ class Crashes(msgspec.Struct, frozen=True):
         return max(self.allowed - 1, 1)
 
 
+class Calm(msgspec.Struct, frozen=True):
+    """Leases are reaped only where workers have reached Redis for ``lasts_ms``, and never not for ``gap_ms``: an outage
+    must not look like dead workers."""
+
+    lasts_ms: int
+    gap_ms: int
+
+
+#: Nothing to wait for.
+ANYTIME = Calm(0, 0)
+
+
 class Renewal(IntEnum):
     OK = 0
     CANCEL_ASKED = 1

@@ -15,10 +15,12 @@ import hiredis
 from schemas.errors import Unavailable
 from schemas.records import Accepted, Attempted, Ended, open_record
 from stores.outcomes import (
+    ANYTIME,
     NOTHING,
     AcceptResult,
     Append,
     Batch,
+    Calm,
     Claim,
     Crashes,
     EndResult,
@@ -207,8 +209,15 @@ class Scripts:
         )
 
     async def reap(
-        self, generation: str, attempt: int, past: Attempted, *, crashes: Crashes, skip: bool = False
-    ) -> Literal["recovering", "crashed", "cancelled", "held", "gone"]:
+        self,
+        generation: str,
+        attempt: int,
+        past: Attempted,
+        *,
+        crashes: Crashes,
+        skip: bool = False,
+        calm: Calm = ANYTIME,
+    ) -> Literal["recovering", "crashed", "cancelled", "held", "gone", "early"]:
         """An attempt whose lease ran out: its generation waits for the next one, or is to be ended by the caller.
 
         ``skip``: Redis may have lost chunks of it.
@@ -217,8 +226,11 @@ class Scripts:
         answer: bytes = await self.redis.script(
             keys.partition,
             _REAP,
-            [keys.gen(generation), keys.lease, keys.recovery, keys.suspects, keys.control],
-            [generation, attempt, crashes.allowed, crashes.suspicious, int(skip), open_record(past)],
+            [keys.gen(generation), keys.lease, keys.recovery, keys.suspects, keys.control, keys.heard],
+            [
+                *(generation, attempt, crashes.allowed, crashes.suspicious, int(skip)),
+                *(calm.lasts_ms, calm.gap_ms, open_record(past)),
+            ],
         )
         return answer.decode()  # type: ignore[return-value]
 
@@ -344,11 +356,22 @@ class Scripts:
         keys = self.redis.keys(generation)
         return bool(await self.redis.script(keys.partition, _ANNOTATE, [keys.gen(generation)], [metadata]))
 
-    async def lead(self, partition: int, role: str, token: str, ttl_ms: int, rank: Rank = Rank.FIRST) -> bool:
-        """Become or stay the leader of a role in a partition; ``token`` names the process."""
+    async def lead(
+        self,
+        partition: int,
+        role: str,
+        token: str,
+        ttl_ms: int,
+        rank: Rank = Rank.FIRST,
+        calm: Calm = ANYTIME,
+    ) -> bool:
+        """Become or stay the leader of a role in a partition; ``token`` names the process. Asking shows that Redis is
+        reachable."""
         keys = self.redis.keyspace[partition]
-        names = [keys.lock(role), keys.rank(role)]
-        return bool(await self.redis.script(partition, _LEAD, names, [token, ttl_ms, rank.value]))
+        names = [keys.lock(role), keys.rank(role), keys.heard]
+        return bool(
+            await self.redis.script(partition, _LEAD, names, [token, ttl_ms, rank.value, calm.gap_ms])
+        )
 
     async def settle(
         self, partition: int, role: str, token: str, entries: Sequence[bytes], ttls: Mapping[str, int]

@@ -25,7 +25,7 @@ from schemas.settings import Settings
 from schemas.states import Queue
 from stores.books import Books
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
-from stores.outcomes import Crashes, Rank, Renewal
+from stores.outcomes import Calm, Crashes, Rank, Renewal
 from stores.redis import Redis
 from stores.scripts import Scripts
 from workers.reaper import Reaper
@@ -59,8 +59,9 @@ FAILURE_PAUSE = 1.0
 
 
 class Control:
-    """``held`` is the generator's; ``begin`` starts an attempt on the loop of the streams and tells of its end there;
-    ``on_renewal`` is told of leases that were lost or are to be cancelled.
+    """``slots`` is how many streams the pool takes; ``held`` is the generator's; ``begin`` starts an attempt on the
+    loop of the streams and tells of its end there; ``on_renewal`` is told of leases that were lost or are to be
+    cancelled.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Control:
         *,
         token: str,
         rank: Rank,
+        slots: int,
         held: dict[str, int],
         begin: Callable[[WakeUp, Callable[[str | BaseException], None]], None],
         on_renewal: Callable[[str, int, Renewal], None],
@@ -78,6 +80,7 @@ class Control:
         self._books = books
         self._token = token
         self._rank = rank
+        self._slots = slots
         self._held = held
         self._begin = begin
         self._on_renewal = on_renewal
@@ -91,8 +94,6 @@ class Control:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._leaving = threading.Thread(target=self._nursery.stop, args=(LEAVE_SECONDS,), name="nursery")
-        self._reachable_since: float | None = None
-        self._heard_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -132,16 +133,19 @@ class Control:
             log_ttl_bulk=settings.log_ttl_bulk,
         )
         lease_ms = int(settings.lease_seconds * 1000)
-        self._reaper = Reaper(redis, lease_ms=lease_ms, crashes=Crashes(settings.max_crashes))
+        renew_ms, margin_ms = int(settings.renew_seconds * 1000), int(REAP_MARGIN * 1000)
+        self._calm = Calm(lasts_ms=lease_ms + margin_ms, gap_ms=max(lease_ms - renew_ms, renew_ms))
+        self._reaper = Reaper(
+            redis, lease_ms=lease_ms, crashes=Crashes(settings.max_crashes), calm=self._calm
+        )
         publisher = make_publisher(settings)
         self._reconciler = Reconciler(redis, self._books, publisher)
-        self._reachable_since = self._heard_at = self._loop.time()
         jobs = [
             asyncio.create_task(self._forever(job, pause))
             for job, pause in (
                 (self._renew, settings.renew_seconds),
                 (self._recover, 0.0),
-                (self._lead, LEADERSHIP_MS / 3000),
+                (self._lead, min(LEADERSHIP_MS / 3000, self._calm.gap_ms / 2000)),
                 (self._drain, DRAIN_PAUSE),
                 (self._reap, REAP_PAUSE),
                 (self._expire, REAP_PAUSE),
@@ -167,9 +171,6 @@ class Control:
                 failing = False
                 await asyncio.sleep(pause)
             except (TailraceError, SQLAlchemyError, hiredis.ReplyError) as error:
-                self._reachable_since = (
-                    None if not isinstance(error, SQLAlchemyError) else self._reachable_since
-                )
                 if not failing:
                     log.warning("%s: %s", job.__name__.strip("_"), error)
                 failing = True
@@ -189,17 +190,6 @@ class Control:
             ).items():
                 if renewal is not Renewal.OK:
                     self._on_renewal(generation, held[generation], renewal)
-        await self._redis.command(0, "PING")
-        self._heard()
-
-    def _heard(self) -> None:
-        """Redis answered. Where it had been silent for so long that leases may have run out meanwhile, it is an outage
-        that ends here, whether a command failed in it or was only late."""
-        now = asyncio.get_running_loop().time()
-        silent = self._settings.lease_seconds - self._settings.renew_seconds
-        if self._reachable_since is None or now - self._heard_at > silent:
-            self._reachable_since = now
-        self._heard_at = now
 
     async def _recover(self) -> None:
         """Claim work that waits for another attempt straight into the loop of the streams."""
@@ -208,7 +198,7 @@ class Control:
             await asyncio.wait_for(self._called.wait(), RECOVER_PAUSE)
         self._called.clear()
         for keys in self._redis.keyspace:
-            room = RECOVERIES - len(self._recovering)
+            room = self._slots + RECOVERIES - len(self._held.keys() | self._recovering)
             if room <= 0:
                 break
             waiting = await self._redis.command(keys.partition, "ZRANGE", keys.recovery, 0, room - 1)
@@ -243,7 +233,7 @@ class Control:
 
     async def _lead(self) -> None:
         for partition in range(self._redis.partitions):
-            if await self._ledger.lead(partition, self._rank):
+            if await self._ledger.lead(partition, self._rank, self._calm):
                 self._led.add(partition)
             elif partition in self._led:
                 self._led.discard(partition)
@@ -255,15 +245,8 @@ class Control:
                 pass
 
     async def _reap(self) -> None:
-        """Not before Redis has been reachable for a lease and a margin: an outage must not look like dead workers."""
-        patience = self._settings.lease_seconds + REAP_MARGIN
         for partition in list(self._led):
-            up = await self._reaper.uptime(partition)
-            self._heard()
-            if self._reachable_since is None or self._heard_at - self._reachable_since < patience:
-                return
-            if up >= patience:
-                await self._reaper.reap(partition)
+            await self._reaper.reap(partition)
 
     async def _expire(self) -> None:
         for partition in list(self._led):

@@ -8,7 +8,7 @@ from schemas.errors import DeadlineExceeded, Failure
 from schemas.records import Attempted, Ended, Usage
 from schemas.states import State
 from stores.chunklog import ChunkLog, LogState
-from stores.outcomes import Crashes, EndResult
+from stores.outcomes import Calm, Crashes, EndResult
 from stores.redis import Redis
 from stores.scripts import Scripts
 
@@ -23,15 +23,19 @@ UPTIME_MARGIN_MS = 2000
 class Reaper:
     """``lease_ms`` is how long a lease lasts after a renewal."""
 
-    def __init__(self, redis: Redis, *, lease_ms: int, crashes: Crashes) -> None:
+    def __init__(self, redis: Redis, *, lease_ms: int, crashes: Crashes, calm: Calm) -> None:
         self._redis = redis
         self._scripts = Scripts(redis)
         self._log = ChunkLog(redis)
         self._lease_ms = lease_ms
         self._crashes = crashes
+        self._calm = calm
 
     async def reap(self, partition: int) -> None:
-        """Leases that ran out: their generations wait for another attempt, or end where they lost too many workers."""
+        """Leases that ran out: their generations wait for another attempt, or end where they lost too many workers.
+
+        Not before Redis has been up, and reached by workers, for long enough.
+        """
         lease = self._redis.keyspace[partition].lease
         now = await self._redis.now_ms(partition)
         expired = await self._redis.command(
@@ -39,7 +43,10 @@ class Reaper:
         )
         if not expired:
             return
-        up_since = now - int(await self.uptime(partition) * 1000) - UPTIME_MARGIN_MS
+        uptime = await self.uptime(partition)
+        if uptime * 1000 < self._calm.lasts_ms:
+            return
+        up_since = now - int(uptime * 1000) - UPTIME_MARGIN_MS
         for member, score in expired:
             heard = int(float(score)) - self._lease_ms
             # Where Redis started after the worker was last heard of, they may have gone down together, and what the
@@ -75,7 +82,9 @@ class Reaper:
             state="lost",
             usage=Usage(estimated=True),
         )
-        outcome = await self._scripts.reap(generation, state.attempt, past, crashes=self._crashes, skip=skip)
+        outcome = await self._scripts.reap(
+            generation, state.attempt, past, crashes=self._crashes, skip=skip, calm=self._calm
+        )
         if outcome == "recovering":
             log.warning("%s: the lease of attempt %d ran out, another one follows", generation, state.attempt)
             return

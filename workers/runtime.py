@@ -50,8 +50,9 @@ LISTEN_TRIES = 30
 class Runtime:
     """Started once a process, before its first task; stopped after its last."""
 
-    def __init__(self, settings: Settings, *, bulk: bool = False) -> None:
+    def __init__(self, settings: Settings, *, slots: int, bulk: bool = False) -> None:
         self.settings = settings
+        self._slots = slots
         self._bulk = bulk
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._providers = read_providers(settings)
@@ -104,6 +105,7 @@ class Runtime:
             Books(self._engine),
             token=self.worker,
             rank=Rank.FIRST if self._bulk else Rank.SECOND,
+            slots=self._slots,
             held=self.generator.held,
             begin=self.begin,
             on_renewal=lambda g, a, r: self._loop.call_soon_threadsafe(self._on_renewal, g, a, r) and None,

@@ -46,9 +46,8 @@ class RuntimeStep(bootsteps.StartStopStep):
                 "tailrace: start this worker with -P custom and CELERY_CUSTOM_WORKER_POOL=workers.pool:TaskPool"
             )
         try:
-            self._runtime = Runtime(
-                Settings(), bulk=Queue.INTERACTIVE not in parent.app.amqp.queues.consume_from
-            )
+            bulk = Queue.INTERACTIVE not in parent.app.amqp.queues.consume_from
+            self._runtime = Runtime(Settings(), slots=parent.concurrency, bulk=bulk)
             self._runtime.start()
         except TailraceError as error:
             sys.exit(f"tailrace: {error}")

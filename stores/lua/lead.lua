@@ -1,9 +1,19 @@
 #!lua flags=allow-oom
 -- Become or stay the leader of a role in a partition. A candidate of a lower rank number takes the lock from its holder.
--- KEYS lock rank
--- ARGV token ttl_ms rank
+-- Whoever asks, leader or not, shows that Redis is reachable: `heard` keeps when that was last so, and since when
+-- without a gap.
+-- KEYS lock rank heard
+-- ARGV token ttl_ms rank gap_ms
 -- Returns 1 (leader) or 0.
-local lock, rank = KEYS[1], KEYS[2]
+-- use clock
+local lock, rank, heard = KEYS[1], KEYS[2], KEYS[3]
+local now = clock()
+local at = redis.call('HGET', heard, 'at')
+redis.call('HSET', heard, 'at', now)
+if not at or now - at > tonumber(ARGV[4]) then
+  redis.call('HSET', heard, 'since', now)
+end
+redis.call('PEXPIRE', heard, 3600000)
 local holder = redis.call('GET', lock)
 if holder and holder ~= ARGV[1] and tonumber(redis.call('GET', rank) or '0') <= tonumber(ARGV[3]) then
   return 0

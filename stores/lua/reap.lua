@@ -1,13 +1,15 @@
 #!lua flags=allow-oom
--- An attempt whose lease has run out is over: its generation waits for the next one.
--- KEYS gen lease recovery suspects control
--- ARGV id attempt crashes (allowed) suspicious (crashes that make a suspect) skip ('1': Redis may have lost chunks) record
+-- An attempt whose lease has run out is over: its generation waits for the next one. Not before workers have reached
+-- Redis without a gap for long enough: leases run out in an outage, too.
+-- KEYS gen lease recovery suspects control heard
+-- ARGV id attempt crashes (allowed) suspicious (crashes that make a suspect) skip ('1': Redis may have lost chunks)
+--   patience_ms (0: none) gap_ms record
 --   record of the attempt, a JSON object that is left open
--- Returns 'recovering', 'crashed' (once too often: end it), 'cancelled' (a cancel is asked for: end it), 'held' or 'gone'.
+-- Returns 'recovering', 'crashed' (once too often: end it), 'cancelled' (a cancel is asked for: end it), 'held', 'gone' or 'early'.
 -- use clock
 -- use wait
-local gen, lease, recovery, suspects, control = unpack(KEYS)
-local id, attempt, allowed, suspicious, skip, record = unpack(ARGV)
+local gen, lease, recovery, suspects, control, heard = unpack(KEYS)
+local id, attempt, allowed, suspicious, skip, patience, gap, record = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'attempt', 'crashes', 'cancel')
 if h[1] ~= 'leased' then
   redis.call('ZREM', lease, id)
@@ -16,6 +18,12 @@ end
 local now = clock()
 if h[2] ~= attempt or tonumber(redis.call('ZSCORE', lease, id) or '0') > now then
   return 'held'
+end
+if tonumber(patience) > 0 then
+  local reached = redis.call('HMGET', heard, 'at', 'since')
+  if not reached[1] or now - reached[1] > tonumber(gap) or now - reached[2] < tonumber(patience) then
+    return 'early'
+  end
 end
 if h[4] then
   return 'cancelled'

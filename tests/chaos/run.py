@@ -324,10 +324,13 @@ class _Run:
         report.running_least, report.running_median = min(busy), int(median(busy))
         if report.running_median < options.wanted * 0.9:
             report.unmet.append(f"{report.running_median} completions were going, {options.wanted} wanted")
-        times = self.watch.recovered
         report.recovery = {
-            "all": percentiles(seconds for seconds, _ in times),
-            "Valkey and backend sound": percentiles(seconds for seconds, quiet in times if quiet),
+            name + which: percentiles(seconds for seconds, quiet in times if quiet or not which)
+            for name, times in (
+                ("another worker has it", self.watch.taken),
+                ("chunks flow", self.watch.recovered),
+            )
+            for which in ("", ", Valkey and backend sound")
         }
         report.not_recovered = self.watch.waiting
         if self.watch.waiting:

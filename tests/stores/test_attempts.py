@@ -11,7 +11,7 @@ import redis
 from schemas.keys import Keys
 from schemas.records import Accepted, Ended, Usage
 from schemas.states import State
-from stores.outcomes import Append, Crashes, EndResult, Left, Renewal
+from stores.outcomes import Append, Calm, Crashes, EndResult, Left, Renewal
 from tests.support.generations import (
     LEASE_MS,
     LOST,
@@ -108,6 +108,37 @@ async def test_leases_that_nobody_can_hold(space: Room, redis_client: redis.Redi
     assert await space.reaped(done) == "held"
     assert not redis_client.exists(KEYS.lease)
     assert await space.reaped(bare) == "recovering"
+
+
+async def test_nothing_is_reaped_after_an_outage(space: Room, redis_client: redis.Redis) -> None:
+    """Leases run out while nobody reaches Redis: their holders first get the time to renew them."""
+    calm = Calm(lasts_ms=10_000, gap_ms=6_000)
+
+    async def reaped() -> str:
+        return await space.reaped(generation, calm=calm)
+
+    def heard(ago: int, since: int) -> None:
+        now = now_ms(redis_client)
+        redis_client.hset(KEYS.heard, mapping={"at": now - ago, "since": now - since})
+
+    async def lead(token: str) -> None:
+        await space.scripts.lead(0, "ledger", token, 60_000, calm=calm)
+
+    generation = await space.running()
+    expire_lease(redis_client, generation)
+    assert await reaped() == "early"  # nobody was ever heard
+    await lead("a")
+    assert await reaped() == "early"
+    heard(ago=1_000, since=9_000)
+    assert await reaped() == "early"
+    heard(ago=7_000, since=60_000)  # an outage, before anybody has noticed its end
+    assert await reaped() == "early"
+    await lead("b")  # who doesn't lead is heard, too
+    assert await reaped() == "early"
+    heard(ago=5_000, since=20_000)
+    await lead("b")
+    assert redis_client.pttl(KEYS.heard) > 0
+    assert await reaped() == "recovering"
 
 
 async def test_too_many_crashes(space: Room, redis_client: redis.Redis) -> None:

@@ -286,6 +286,6 @@ async def test_settle_is_the_leaders(space: Room, redis_client: redis.Redis) -> 
     assert not await space.scripts.settle(0, "ledger", "me", rows, {KEYS.gen(done): 1})
     await space.scripts.lead(0, "ledger", "other", 60_000)
     assert not await space.scripts.settle(0, "ledger", "me", rows, {KEYS.gen(done): 1})
-    redis_client.delete(KEYS.lock("ledger"), KEYS.rank("ledger"))
+    redis_client.delete(KEYS.lock("ledger"), KEYS.rank("ledger"), KEYS.heard)
     assert everything(redis_client) == held
     assert redis_client.pttl(KEYS.gen(done)) == -1
