@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -111,7 +112,7 @@ def raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 def error_reply(error: TailraceError, headers: Mapping[str, str] | None = None) -> Reply:
     extra: Headers = dict(headers or {})
     if error.retry_after is not None:
-        extra["retry-after"] = str(error.retry_after)
+        extra["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, GenerationFailed):
         extra["x-should-retry"] = "false"  # it was accepted and paid for; asking again does it twice
     if isinstance(error, Restarted):

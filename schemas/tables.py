@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -76,6 +77,12 @@ completions = Table(
     Index(None, "tenant", "created_ms", "id"),
     Index(None, "tenant", "end_user", "created_ms", "id"),
     Index(None, "generation_id"),
+    Index(
+        "ix_completions_unsettled",
+        "id",
+        sqlite_where=text("status = 'queued'"),
+        postgresql_where=text("status = 'queued'"),
+    ),
 )
 
 #: A row for each generation that has ended.

@@ -22,6 +22,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -317,8 +318,9 @@ _SETTLED_IDS = _SETTLED.where(among(_c.id))
 _SETTLED_GENERATIONS = _SETTLED.where(among(_c.generation_id))
 
 
+#: The state is written out: for a parameter no planner takes the index that has these alone.
 _UNSETTLED = select(_c.id, _c.generation_id, _c.provider, _c.resolved_model, _c.created_ms).where(
-    _c.status == State.QUEUED.value
+    _c.status == literal_column(f"'{State.QUEUED.value}'")
 )
 
 

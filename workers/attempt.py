@@ -261,7 +261,8 @@ class Attempt:
         rest = without_role(chunk)
         if rest is None:
             return []
-        self._take = None
+        if rest.get("choices"):  # some providers begin with a chunk that has none
+            self._take = None
         return [self.encoder.encode_chunk(rest, observe=False)]
 
     async def _abandon(self) -> list[bytes]:

@@ -167,7 +167,8 @@ async def _events(provider: Provider, response: httpx.Response) -> AsyncGenerato
             events = parser.feed(piece)
             if events:
                 yield events
-        events = parser.close()
+        # A last event without its blank line is one where it is whole; else the stream was cut inside of it.
+        events = [event for event in parser.close() if event == DONE or _is_json(event)]
         if events:
             yield events
     except BROKEN as error:
@@ -179,6 +180,14 @@ async def _events(provider: Provider, response: httpx.Response) -> AsyncGenerato
         raise ProviderError(
             f"The provider's stream is not usable: {error}.", code="provider_bad_chunk"
         ) from error
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        loads(data)
+    except BadChunk:
+        return False
+    return True
 
 
 def _as_chunk(body: bytes) -> bytes:

@@ -146,9 +146,36 @@ class TestRestart:
         assert whole_chunks([frame.id or 0 for frame in frames])
 
 
-def test_prefill_goes_on_from_the_published_text(stack: Stack, api: Api) -> None:
+def choices(**fields: Any) -> dict[str, Any]:
+    return {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "model": "fake",
+        "choices": [{"index": 0, **fields}],
+    }
+
+
+#: As Azure begins: with a chunk that has no choices.
+LATE_ROLE = [
+    {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "model": "fake",
+        "choices": [],
+        "prompt_filter_results": [],
+    },
+    choices(delta={"role": "assistant", "content": "and "}),
+    choices(delta={"content": "the rest"}),
+    choices(delta={}, finish_reason="stop"),
+]
+
+
+@pytest.mark.parametrize(
+    "rest", [{"pieces": ["and ", "the rest"]}, {"raw_chunks": LATE_ROLE}], ids=["", "late"]
+)
+def test_prefill_goes_on_from_the_published_text(stack: Stack, api: Api, rest: dict[str, Any]) -> None:
     """The provider is sent what it said, and readers see one answer."""
-    orders = [{"pieces": WORDS, **SLOW}, {"pieces": ["and ", "the rest"]}]
+    orders = [{"pieces": WORDS, **SLOW}, rest]
     body = asking(api.tenant, temperature=1, fake=orders, max_tokens=50) | {"model": "prefills:fake"}
     with api.events(body) as stream:
         frames = stream.next(5)

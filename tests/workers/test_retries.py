@@ -27,6 +27,7 @@ FAILURES: dict[str, dict[str, Any]] = {
     "503": {"status": 503},
     "dropped": {"drop": True},
     "truncated": {"cut_at_byte": 0},
+    "truncated in its first chunk, with a proper end": {"cut_at_byte": 40, "cut": "end"},
     "error event": {"raw": 'data: {"error": {"message": "busy", "type": "server_error", "code": 503}}\n\n'},
 }
 
