@@ -15,6 +15,7 @@ import msgspec
 
 from producers.catalog import Catalog
 from producers.publish import Publisher
+from producers.recent import Recent
 from schemas.errors import Conflict, NotFound, Unavailable, Unprocessable
 from schemas.fingerprint import fingerprint
 from schemas.ids import new_completion_id
@@ -97,6 +98,7 @@ class Submitter:
         self._publisher = publisher
         self._books = books
         self._late: set[asyncio.Task[None]] = set()
+        self.recent = Recent(redis, books)
 
     async def submit(
         self,
@@ -145,9 +147,8 @@ class Submitter:
             choices=request.n_choices,
         )
         timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
-        accepting = asyncio.create_task(
-            self._scripts.accept(record, encode_work(work), timeout_ms=timeout_ms)
-        )
+        encoded = encode_work(work)
+        accepting = asyncio.create_task(self._scripts.accept(record, encoded, timeout_ms=timeout_ms))
         beside: list[Awaitable[None]] = []
         if queue is Queue.INTERACTIVE:
             beside.append(self._index(caller, digest, completion_id))
@@ -174,6 +175,17 @@ class Submitter:
                 raise
         if idempotency_key is not None and reservation is not None:
             await self._confirm(caller, idempotency_key, reservation)
+
+        async def again() -> None:
+            if idempotency_key is not None and reservation is not None:
+                await self._keep(caller, idempotency_key, reservation)
+            if queue is Queue.INTERACTIVE:
+                await self._index(caller, digest, completion_id)
+            accepted = await self._scripts.accept(record, encoded, timeout_ms=timeout_ms)
+            with contextlib.suppress(Unavailable):  # the outbox has it
+                await self._publisher.publish(record.id, record.queue, accepted.seq)
+
+        self.recent.add(completion_id, len(encoded), again)
         return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
 
     async def _take_back(
@@ -314,19 +326,8 @@ class Submitter:
         return scoped_digest(caller.tenant, key)
 
     async def _reserve(self, caller: Caller, key: str, completion_id: str, digest: str) -> Reservation:
-        name = self._idempotency_name(caller, key)
-        keys = self._redis.keys(name)
         mine = Reservation(completion_id, digest, caller.end_user)
-        data = await self._redis.command(
-            keys.partition,
-            "SET",
-            keys.idempotency(name),
-            msgspec.json.encode(mine),
-            "NX",
-            "GET",
-            "EX",
-            IDEMPOTENCY_TTL,
-        )
+        data = await self._keep(caller, key, mine)
         if data is None:
             return mine
         held = _reservation_decoder.decode(data)
@@ -336,6 +337,15 @@ class Submitter:
                 param="Idempotency-Key",
             )
         return held
+
+    async def _keep(self, caller: Caller, key: str, reservation: Reservation) -> bytes | None:
+        """What the key stands for already; None where it is this by now."""
+        name = self._idempotency_name(caller, key)
+        keys = self._redis.keys(name)
+        data = msgspec.json.encode(reservation)
+        return await self._redis.command(
+            keys.partition, "SET", keys.idempotency(name), data, "NX", "GET", "EX", IDEMPOTENCY_TTL
+        )
 
     async def _in_books(self, completion_id: str) -> bool:
         return await asyncio.to_thread(self._books.completion, completion_id) is not None

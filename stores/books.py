@@ -241,6 +241,12 @@ class Books:
         with reading(self.engine) as connection:
             return {row.id for row in connection.execute(_UNSETTLED.where(_c.id.in_(ids)))}
 
+    def over_among(self, ids: Sequence[str]) -> set[str]:
+        """Those of some completions that are here and have ended, or were deleted."""
+        over = or_(_c.status != State.QUEUED.value, _c.deleted_ms.is_not(None))
+        with reading(self.engine) as connection:
+            return {*connection.scalars(select(_c.id).where(_c.id.in_(ids), over))}
+
     def stored_log(self, generation_id: str) -> StoredLog | None:
         columns = (_r.head, _r["items"], _r.compressed, _r.base, _r.next)
         with reading(self.engine) as connection:

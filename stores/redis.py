@@ -59,11 +59,16 @@ class Script:
 
 
 class Node:
-    """One Redis server: a connection for commands and one for channels, opened when first needed."""
+    """One Redis server: a connection for commands and one for channels, opened when first needed.
 
-    def __init__(self, address: Address) -> None:
+    ``on_return`` is called when the connection for commands stands again, with the time (of the loop) of its loss.
+    """
+
+    def __init__(self, address: Address, on_return: Callable[[float], None] | None = None) -> None:
         self.address = address
+        self._on_return = on_return
         self._wire: Wire | None = None
+        self._lost_at: float | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
 
     @property
@@ -79,8 +84,15 @@ class Node:
             return wire
         async with self._opening:
             if self._wire is None or self._wire.closed:
-                self._wire = await Wire.connect(self.address)
+                self._wire = await Wire.connect(self.address, on_lost=self._on_lost)
+                lost_at, self._lost_at = self._lost_at, None
+                if lost_at is not None and self._on_return is not None:
+                    self._on_return(lost_at)
             return self._wire
+
+    def _on_lost(self, wire: Wire) -> None:
+        if wire is self._wire and self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         if self._wire is not None:
@@ -98,6 +110,8 @@ class Redis:
         self._by_partition: list[Node] = []
         self.keyspace = [Keys(p) for p in range(partitions)]
         self._refreshing = asyncio.Lock()
+        #: Called when a node is reached again, with the time (of the loop) when it was lost.
+        self.on_return: Callable[[float], None] | None = None
 
     @classmethod
     async def open(cls, url: str, *, partitions: int | None = None, patience: float = PATIENCE) -> Redis:
@@ -136,7 +150,7 @@ class Redis:
                 if cluster:
                     await self._refresh(wire)
                 else:
-                    node = Node(address)
+                    node = Node(address, self._returned)
                     self._nodes[address.host, address.port] = node
                     self._by_partition = [node] * wanted
                 await self._agree(wanted, asked=partitions is not None)
@@ -168,6 +182,10 @@ class Redis:
             await self._refresh()
         else:
             self._by_partition = self._by_partition[:1] * number
+
+    def _returned(self, lost_at: float) -> None:
+        if self.on_return is not None:
+            self.on_return(lost_at)
 
     def close(self) -> None:
         for node in self._nodes.values():
@@ -275,7 +293,11 @@ class Redis:
             for start, stop, primary, *_ in slots:
                 host = (primary[0] or b"").decode() or self._address.host
                 where = (host, int(primary[1]))
-                node = nodes.get(where) or self._nodes.get(where) or Node(self._address.at(*where))
+                node = (
+                    nodes.get(where)
+                    or self._nodes.get(where)
+                    or Node(self._address.at(*where), self._returned)
+                )
                 nodes[where] = node
                 by_slot.append((start, stop, node))
             owners: list[Node] = []

@@ -50,8 +50,10 @@ BOOKS_PAUSE = 60.0
 RECOVER_PAUSE = 1.0
 #: Streams that a process may recover at once, beyond what its pool runs.
 RECOVERIES = 64
-#: Processes that a worker may have for suspects at once.
-SUSPECTS = 16
+#: Processes that a worker may have for suspects at once, of some 5 MB each.
+SUSPECTS = 64
+#: How long suspects wait for the leader to take them before other workers do, in milliseconds: one nursery will do.
+LEADERS_SUSPECTS_MS = 2000
 #: How long these may take to hand their generations on when the worker is stopped, in seconds.
 LEAVE_SECONDS = 5.0
 #: After a failure, in seconds.
@@ -215,9 +217,17 @@ class Control:
         for keys in self._redis.keyspace:
             if self._draining or len(self._suspects) >= SUSPECTS:
                 return
-            for member in await self._redis.command(keys.partition, "ZRANGE", keys.suspects, 0, SUSPECTS - 1):
+            waiting = await self._redis.command(
+                keys.partition, "ZRANGE", keys.suspects, 0, SUSPECTS - 1, "WITHSCORES"
+            )
+            latest = float("inf")
+            if waiting and keys.partition not in self._led:
+                latest = await self._redis.now_ms(keys.partition) - LEADERS_SUSPECTS_MS
+            for member, since in waiting:
                 suspect = member.decode()
-                if suspect not in self._suspects and len(self._suspects) < SUSPECTS:
+                if suspect in self._suspects or float(since) > latest:
+                    continue
+                if len(self._suspects) < SUSPECTS:
                     self._nursery.start(suspect)
                     self._suspects.add(suspect)
 

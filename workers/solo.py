@@ -21,12 +21,14 @@ import uuid
 import uvloop
 
 from consumers.hub import Hub
+from schemas.errors import TailraceError
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.config import read_providers
 from stores.outcomes import Crashes, Renewal
 from stores.redis import Redis
 from stores.scripts import Scripts
+from stores.wire import WireError
 from workers.generate import Generator
 
 log = logging.getLogger("tailrace.worker")
@@ -144,6 +146,8 @@ def _fork(settings: Settings, generation: str) -> int:
         os.dup2(nothing, 1)
         uvloop.run(attempt(settings, generation))
         status = 0
+    except (WireError, TailraceError) as error:
+        log.warning("%s: its attempt was not made: %s", generation, error)
     except Exception:
         log.exception("%s: its attempt failed", generation)
     finally:

@@ -158,3 +158,21 @@ def test_a_stream_that_can_wait_no_longer_says_how_to_resume(mortal: Stack, impa
             rest = api.seed(headers=headers)
             assert list(rest.chunks) == list(range(had + 1, CHUNKS + 3))
             assert rest.last.event == "done"
+
+
+def test_what_redis_forgets_is_accepted_again() -> None:
+    """Here it forgets all. Nobody is told that there is no such completion, and each one is finished once."""
+    with Stack() as stack, stack.api() as api:
+        running = [api.background(fake={"chunks": 60, "interval_ms": 50}) for _ in range(4)]
+        key = {"Idempotency-Key": "once"}
+        body = asking(fake={"chunks": 5, "first_delay_ms": 1000})
+        keyed = api.post(CHAT, content=dump(body), headers={**key, "Prefer": "respond-async"}).json()["id"]
+        killed(stack)
+        for completion_id in (*running, keyed):
+            assert api.get(f"{CHAT}/{completion_id}").status_code == 200
+        again = api.post(CHAT, content=dump(body), headers={**key, "Prefer": "respond-async"})
+        assert again.json()["id"] == keyed
+        rows = stack.settled(*running, keyed)
+        assert [row.status for row in rows] == ["completed"] * 5
+        assert [api.follow(completion_id).text for completion_id in running] == [ordered(60)] * 4
+        assert not stack.balanced()
