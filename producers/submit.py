@@ -161,7 +161,7 @@ class Submitter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # what they hold is known to the caller then
-            await self._take_back(accepting, record, retryable=reservation is not None)
+            await self._take_back(accepting, record, caller, idempotency_key)
             raise
         accepted = accepting.result()
         if accepted.fresh or reservation is not None:
@@ -170,15 +170,16 @@ class Submitter:
             try:
                 await self._put(record, accepted)
             except Unavailable:
-                if idempotency_key is not None and accepted.fresh:
-                    await self._release(caller, idempotency_key)
+                await self._take_back(accepting, record, caller, idempotency_key)
                 raise
         if idempotency_key is not None and reservation is not None:
             await self._confirm(caller, idempotency_key, reservation)
 
         async def again() -> None:
             if idempotency_key is not None and reservation is not None:
-                await self._keep(caller, idempotency_key, reservation)
+                held = await self._keep(caller, idempotency_key, reservation)
+                if held is not None and _reservation_decoder.decode(held).id != completion_id:
+                    return  # a retry has taken its place, whose caller had lost the answer
             if queue is Queue.INTERACTIVE:
                 await self._index(caller, digest, completion_id)
             accepted = await self._scripts.accept(record, encoded, timeout_ms=timeout_ms)
@@ -189,15 +190,22 @@ class Submitter:
         return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
 
     async def _take_back(
-        self, accepting: asyncio.Task[AcceptResult], record: Accepted, *, retryable: bool
+        self,
+        accepting: Awaitable[AcceptResult],
+        record: Accepted,
+        caller: Caller,
+        idempotency_key: str | None,
     ) -> None:
-        """The caller is told that nothing was kept, and no message is put: what was accepted must not wait for one."""
+        """The caller is told that nothing was kept, and may safely ask again: what was accepted must not wait for a
+        message that nobody puts."""
         try:
             if (await accepting).fresh:
                 await self._undo(record)
+                if idempotency_key is not None:
+                    await self._release(caller, idempotency_key)
         except Unavailable:
             # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it.
-            if not retryable:
+            if idempotency_key is None:
                 task = asyncio.create_task(self._cancel_late(record))
                 self._late.add(task)
                 task.add_done_callback(self._late.discard)
@@ -211,13 +219,7 @@ class Submitter:
                     return
 
     async def _put(self, record: Accepted, accepted: AcceptResult) -> None:
-        try:
-            await self._publisher.publish(record.id, record.queue, accepted.seq)
-        except Unavailable:
-            if accepted.fresh:
-                # Nothing of it has started: taken back, so that the caller may safely ask again.
-                await self._undo(record)
-            raise
+        await self._publisher.publish(record.id, record.queue, accepted.seq)
         with contextlib.suppress(Unavailable):
             # The message is out, so the work is accepted; what is left in the outbox is put once more, for nothing.
             await self._scripts.published(record.id)

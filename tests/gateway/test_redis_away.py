@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -14,6 +16,7 @@ from consumers import follow as follow_module
 from gateway.app import make_app
 from gateway.server import Protocol
 from schemas.settings import Settings
+from stores.redis import PATIENCE
 from stores.wire import REPLY_TIMEOUT
 from tests.support.api import CHAT, SEED, Api, EventStream, Frame, asking, dump, ordered, text_of
 from tests.support.ports import free_port
@@ -23,6 +26,8 @@ from tests.support.valkey import wait_until
 #: An answer of some 20 s.
 CHUNKS = 400
 ORDER = {"chunks": CHUNKS, "interval_ms": 50}
+#: When the gateway has tried to put its message and to take the work back, in seconds, and would go on to its key.
+UNDONE = 2.4 * PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +181,31 @@ def test_what_redis_forgets_is_accepted_again() -> None:
         assert [row.status for row in rows] == ["completed"] * 5
         assert [api.follow(completion_id).text for completion_id in running] == [ordered(60)] * 4
         assert not stack.balanced()
+
+
+def test_a_key_stands_for_what_could_not_be_taken_back(mortal: Stack) -> None:
+    """A gateway that can put no message can't take the work back either, for Redis is gone: a retry goes on with it."""
+    port = free_port()
+    mortal.add_gateway("brokerless", port, TAILRACE_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0")
+    answers: list[httpx.Response] = []
+    with mortal.api() as api:
+        headers = {"Idempotency-Key": "once", "Prefer": "respond-async"}
+        body = dump(asking(fake={"chunks": 3}))
+
+        def ask() -> None:
+            url = f"http://127.0.0.1:{port}{CHAT}"
+            answers.append(httpx.post(url, content=body, headers={**api.headers, **headers}, timeout=60))
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        wait_until(lambda: bool(mortal.redis.keys("tailrace:*:req:*")), what="acceptance")
+        mortal.valkey.kill()
+        time.sleep(UNDONE)
+        mortal.valkey.start()
+        asker.join()
+        assert [answer.status_code for answer in answers] == [503]
+        again = api.post(CHAT, content=body, headers=headers).json()["id"]
+        mortal.settled(again)
+        data = api.get(CHAT).json()["data"]
+        assert [one["id"] for one in data if one["status"] != "cancelled"] == [again]
+    mortal.remove("brokerless", signal.SIGTERM)
