@@ -50,6 +50,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     cache: str = "bypass"
     deadline_ms: int | None = None
     batch_id: str | None = None
+    counted: bool = False  # its tokens count for a limit of its key
     v: int = VERSION
 
 
