@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,7 +68,8 @@ def _workers(app: Any, connection: Any) -> list[Finding]:
 
 
 async def providers(settings: Settings) -> list[Finding]:
-    """Each provider answers ``GET …/models``, or at least something, and takes our key."""
+    """Each provider answers ``GET …/models``, or at least something, and takes our key; one that plays recordings has
+    its file."""
     try:
         configured = read_providers(settings)
     except ConfigurationError as error:
@@ -78,6 +80,10 @@ async def providers(settings: Settings) -> list[Finding]:
 
 async def _provider(client: httpx.AsyncClient, name: str, provider: Provider) -> Finding:
     check = f"provider {name}"
+    if provider.kind == "replay":
+        if Path(provider.file).is_file():
+            return ok(check, f"plays {provider.file}")
+        return fail(check, f"there is no file {provider.file}", "Make recordings, or mend its 'file'.")
     try:
         answer = await client.get(f"{provider.base_url}/models", headers=auth_headers(provider))
     except httpx.HTTPError as error:
