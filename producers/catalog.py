@@ -37,19 +37,28 @@ class Catalog:
         Raises ModelNotFound where none is left.
         """
         resolved = self.providers.resolve(model)
-        lists = await asyncio.gather(*(self.names(target.provider) for target in resolved.targets))
+        for target in resolved.targets[1:]:  # all that were never had are asked for at once
+            self._look_up(target.provider)
+        lists = [await self.names(target.provider) for target in resolved.targets]
         targets = tuple(
             target
             for target, names in zip(resolved.targets, lists, strict=True)
             if names is None or target.model in names
         )
         if not targets:
-            said = "; ".join(f"the provider '{t.provider}' has no model '{t.model}'" for t in resolved.targets)
+            said = "; ".join(
+                f"the provider '{t.provider}' has no model '{t.model}'" for t in resolved.targets
+            )
             raise ModelNotFound(
                 f"{said[0].upper()}{said[1:]}. GET /v1/models lists the models that can be asked for.",
                 param="model",
             )
         return Resolved(model, targets[0].provider, targets[0].model, targets)
+
+    def _look_up(self, name: str) -> None:
+        provider = self.providers.providers[name]
+        if provider.models is None and provider.base_url and name not in self._lists:
+            self._ask(name, provider)
 
     async def names(self, name: str) -> frozenset[str] | None:
         """The models of one provider; None where it has no list."""

@@ -32,6 +32,13 @@ class Circuits:
     def __init__(self, redis: Redis, providers: Providers) -> None:
         self._store = CircuitStore(redis)
         self._providers = providers.providers
+        #: Those that somebody can do without.
+        self._replaceable = {
+            target.partition(":")[0]
+            for targets in providers.aliases.values()
+            if len(targets) > 1
+            for target in targets
+        }
         self._known: dict[str, CircuitState] = {}
         self._opens: dict[str, float] = {}  # when an open one may be probed, by the loop's clock
         self._resting: dict[str, float] = {}
@@ -102,23 +109,22 @@ class Circuits:
             self._spawn(self._give_back(provider, call))
 
     def rest(self, provider: str, seconds: float) -> None:
-        """The provider wants to be left alone for so long; told to this process alone."""
-        self._resting[provider] = self._loop.time() + seconds
+        """The provider wants to be left alone for so long."""
+        if provider in self._replaceable:
+            self._resting[provider] = self._loop.time() + seconds
+            self._spawn(self._tell_rest(provider, seconds))
 
     def resting(self, provider: str) -> float:
         """Seconds that the provider still wants to be left alone."""
         until = self._resting.get(provider)
-        if until is None:
-            return 0.0
-        left = until - self._loop.time()
-        if left <= 0:
-            del self._resting[provider]
-        return max(left, 0.0)
+        return 0.0 if until is None else max(until - self._loop.time(), 0.0)
 
     def refusal(self, provider: str) -> ProviderError:
         """Why a call isn't made."""
         state = self._known.get(provider)
-        told = f": {state.failures} calls in a row failed, the last one with {state.reason}" if state else "."
+        told = "."
+        if state is not None and state.failures:
+            told = f": {state.failures} calls in a row were not answered, the last one with {state.reason}"
         return ProviderError(
             f"The provider '{provider}' is not asked for now{told}", code="provider_circuit_open"
         )
@@ -127,6 +133,8 @@ class Circuits:
 
     def _learn(self, provider: str, state: CircuitState) -> None:
         self._known[provider] = state
+        if state.rest_ms:
+            self._resting[provider] = self._loop.time() + state.rest_ms / 1000
         if state.wait_ms is None:
             self._opens.pop(provider, None)
         else:
@@ -142,6 +150,10 @@ class Circuits:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _tell_rest(self, provider: str, seconds: float) -> None:
+        with contextlib.suppress(Unavailable, hiredis.ReplyError):
+            await self._store.rest(provider, self._providers[provider].circuit, seconds)
 
     async def _tell_answered(self, provider: str) -> None:
         with contextlib.suppress(Unavailable, hiredis.ReplyError):
