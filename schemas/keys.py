@@ -103,6 +103,10 @@ class Keys:
         """Of an API key with limits, in the partition of its id."""
         return f"{self.prefix}keylimit:{key_id}:{part}"
 
+    def circuit(self, provider: str) -> str:
+        """Calls of a provider that failed in a row, and whether it is asked at all. All are in partition 0."""
+        return f"{self.prefix}circuit:{provider}"
+
     def idempotency(self, digest: str) -> str:
         return f"{self.prefix}idem:{digest}"
 

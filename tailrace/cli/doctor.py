@@ -136,6 +136,7 @@ async def _examine(settings: Settings, stack: Path | None) -> list[Finding]:
 
 
 async def _redis(settings: Settings) -> list[Finding]:
+    from producers import health as outside
     from schemas.errors import TailraceError as ServerError
     from stores import health
     from stores.limit_health import limit_findings
@@ -146,7 +147,7 @@ async def _redis(settings: Settings) -> list[Finding]:
         return [health.fail("redis", error.message, "Nothing works without it.")]
     try:
         found = await health.redis_findings(redis, settings)
-        return [*found, *await limit_findings(redis, settings)]
+        return [*found, *await limit_findings(redis, settings), *await outside.circuits(settings, redis)]
     finally:
         redis.close()
 

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from schemas.states import State
 from tests.support.generations import room
+from tests.support.holds import agrees, has_one_record_of_each_fact
 from tests.support.lives import ENDS, Hand, Life
 from tests.support.properties import examples
 from tests.support.world import WORKERS, World
@@ -138,6 +139,15 @@ class Lives(RuleBasedStateMachine):
         _, life, hand = self.hand(data)
         self.world.leaves(data, life, hand, count, parks=parks, failed=failed)
 
+    @precondition(lambda self: any(not life.next and not life.skip for life in self.lives))
+    @rule(data=st.data(), called=st.booleans())
+    def fail_over(self, data: st.DataObject, called: bool) -> None:
+        young = [life for life in self.lives if not life.next and not life.skip]
+        life = data.draw(st.sampled_from(young))
+        found = self.world.holder(data, life)
+        if found is not None:
+            self.world.fails_over(found[0], life, found[1], called=called)
+
     @precondition(lambda self: self.world.to_report)
     @rule(data=st.data())
     def report(self, data: st.DataObject) -> None:
@@ -195,8 +205,8 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.world.agrees()
-        self.world.has_one_record_of_each_fact()
+        agrees(self.world)
+        has_one_record_of_each_fact(self.world)
 
 
 def test_any_interleaving(redis_url: str, redis_client: redis.Redis) -> None:

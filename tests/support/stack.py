@@ -112,7 +112,8 @@ class Part:
 class Stack:
     """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away.
 
-    ``appendonly``: Valkey's data survive its restart. ``providers``: more of them, on the fake backend.
+    ``appendonly``: Valkey's data survive its restart. ``providers``, on the fake backend where they don't say, and
+    ``aliases`` come beside the stack's own, whose circuits never open; ``files`` are put beside them.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class Stack:
         concurrency: int = CONCURRENCY,
         appendonly: bool = False,
         providers: Mapping[str, Mapping[str, Any]] | None = None,
+        aliases: Mapping[str, list[str]] | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="tr-stack-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
@@ -136,8 +139,8 @@ class Stack:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = {**SETTINGS, **(settings or {})}
-        self._providers = providers or {}
         self._interactive = interactive
+        self._providers, self._aliases, self._files = providers or {}, aliases or {}, files or {}
         self._concurrency = concurrency
         self._exit = ExitStack()
         self.parts: dict[str, Part] = {}
@@ -169,40 +172,50 @@ class Stack:
         return self
 
     def _environment(self) -> dict[str, str]:
+        own: dict[str, dict[str, Any]] = {
+            "fake": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts()},
+            "listed": {"base_url": self.backend.url, "retry": ONCE, "models": ["fake", "only-here"]},
+            "silent": {"base_url": self.silent.url, "retry": ONCE},
+            "again": {"base_url": self.backend.url, "timeout": _timeouts(), "retry": AGAIN},
+            "prefills": {"base_url": self.backend.url, "retry": ONCE, "supports_prefill": True},
+            "keyed": {"base_url": self.backend.url, "retry": ONCE, "api_key_env": "FAKE_API_KEY"},
+            "priced": {"base_url": self.backend.url, "retry": ONCE, "prices": PRICES},
+            "newer": {
+                "base_url": self.backend.url,
+                "retry": ONCE,
+                "max_tokens_field": "max_completion_tokens",
+            },
+            "nowhere": {
+                "base_url": f"http://127.0.0.1:{self.nowhere}/v1",
+                "timeout": _timeouts(connect=1),
+                "retry": ONCE,
+            },
+            "slow-to-begin": {
+                "base_url": self.backend.url,
+                "retry": ONCE,
+                "timeout": _timeouts(first_chunk=0.4),
+            },
+            "stalls": {
+                "base_url": self.backend.url,
+                "retry": ONCE,
+                "timeout": _timeouts(between_chunks=0.4),
+            },
+            "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
+        }
+        for name, text in self._files.items():
+            (self.folder / name).write_text(text)
         write_providers(
             self.folder / "providers.toml",
-            {
-                "fake": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts()},
-                "listed": {"base_url": self.backend.url, "retry": ONCE, "models": ["fake", "only-here"]},
-                "silent": {"base_url": self.silent.url, "retry": ONCE},
-                "again": {"base_url": self.backend.url, "timeout": _timeouts(), "retry": AGAIN},
-                "prefills": {"base_url": self.backend.url, "retry": ONCE, "supports_prefill": True},
-                "keyed": {"base_url": self.backend.url, "retry": ONCE, "api_key_env": "FAKE_API_KEY"},
-                "priced": {"base_url": self.backend.url, "retry": ONCE, "prices": PRICES},
-                "newer": {
-                    "base_url": self.backend.url,
-                    "retry": ONCE,
-                    "max_tokens_field": "max_completion_tokens",
-                },
-                "nowhere": {
-                    "base_url": f"http://127.0.0.1:{self.nowhere}/v1",
-                    "timeout": _timeouts(connect=1),
-                    "retry": ONCE,
-                },
-                "slow-to-begin": {
-                    "base_url": self.backend.url,
-                    "retry": ONCE,
-                    "timeout": _timeouts(first_chunk=0.4),
-                },
-                "stalls": {
-                    "base_url": self.backend.url,
-                    "retry": ONCE,
-                    "timeout": _timeouts(between_chunks=0.4),
-                },
-                "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
-                **{n: {"base_url": self.backend.url, **fields} for n, fields in self._providers.items()},
+            {name: {"circuit": {"failures": 0}, **fields} for name, fields in own.items()}
+            | {
+                name: dict(fields) if "kind" in fields else {"base_url": self.backend.url, **fields}
+                for name, fields in self._providers.items()
             },
-            aliases={"auto": ["fake:fake"], "team/best": ["fake:org/model-1", "fake:fake"]},
+            aliases={
+                "auto": ["fake:fake"],
+                "team/best": ["fake:org/model-1", "fake:fake"],
+                **self._aliases,
+            },
         )
         ours = {
             "REDIS_URL": self.valkey.url,
