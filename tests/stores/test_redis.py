@@ -41,9 +41,8 @@ async def opened(url: str, *, partitions: int | None = None, patience: float = 5
 async def lead(space: Redis, token: str = "t", *, patience: float = 5.0) -> int:
     """A script that stands for all of them."""
     keys = space.keyspace[0]
-    return await space.script(
-        0, LEAD, [keys.lock("test"), keys.rank("test")], [token, 60_000, 0], patience=patience
-    )
+    names = [keys.lock("test"), keys.rank("test"), keys.heard]
+    return await space.script(0, LEAD, names, [token, 60_000, 0, 0], patience=patience)
 
 
 # -- Partitions
