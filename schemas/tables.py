@@ -74,6 +74,7 @@ completions = Table(
     Column("ended_ms", BigInteger),
     Column("deleted_ms", BigInteger),
     Column("tail", BigInteger),
+    Column("batch_id", Text),
     Index(None, "tenant", "created_ms", "id"),
     Index(None, "tenant", "end_user", "created_ms", "id"),
     Index(None, "generation_id"),
@@ -136,7 +137,10 @@ attempts = Table(
 )
 
 #: One record for every settled completion, failed and cancelled ones too. It outlives the completion's text.
-#: Durations are milliseconds from ``created_ms``.
+#: Durations are milliseconds from ``created_ms``. ``cost_nano`` is that of all attempts, where the completion created its
+#: generation; of a hit or a join ``saved_nano`` is what the answer cost the one that did.
+#:
+#: The index has all that reports group by and sum up, so that they read nothing else.
 usage = Table(
     "usage",
     metadata,
@@ -160,5 +164,11 @@ usage = Table(
     Column("first_chunk_ms", BigInteger),
     Column("duration_ms", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Index(None, "tenant", "created_ms"),
+    Column("saved_nano", BigInteger),
+    Column("batch_id", Text),
+    Index(
+        "ix_usage_report",
+        *("tenant", "created_ms", "model", "key_id", "end_user", "batch_id", "cache"),
+        *("prompt_tokens", "completion_tokens", "cached_tokens", "cost_nano", "saved_nano"),
+    ),
 )

@@ -34,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from schemas.errors import InvalidRequest
+from schemas.prices import Prices
 from schemas.records import Accepted, Ended, StoredLog
 from schemas.states import State
 from schemas.tables import attempts, completions, generations, results, usage
@@ -87,11 +88,15 @@ def _epoch_ms() -> int:
 
 
 class Books:
-    """``clock`` gives the time of deletions, in milliseconds since the epoch."""
+    """``clock`` gives the time of deletions, in milliseconds since the epoch; ``prices`` what attempts cost that are
+    entered."""
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], int] = _epoch_ms) -> None:
+    def __init__(
+        self, engine: Engine, *, clock: Callable[[], int] = _epoch_ms, prices: Prices | None = None
+    ) -> None:
         self.engine = engine
         self._clock = clock
+        self._prices = prices or Prices({})
 
     def ping(self) -> None:
         """Raises SQLAlchemy's errors where the database doesn't answer."""
@@ -115,7 +120,7 @@ class Books:
                 accepted.setdefault(record.id, record)
             else:
                 ended.setdefault(record.generation, record)
-                for row in attempt_rows(record):
+                for row in attempt_rows(record, self._prices):
                     tried.setdefault((record.generation, row["number"]), row)
         others = sorted(r.id for r in accepted.values() if r.generation not in ended)
         # Sorted, so that two calls that meet the same rows can't each wait for the other.
@@ -279,8 +284,17 @@ _SETTLE = (
 _SETTLE_IDS = _SETTLE.where(among(_c.id))
 _SETTLE_GENERATIONS = _SETTLE.where(among(_c.generation_id))
 
+#: What all attempts of a generation cost; unknown where one's cost is.
+_a2 = attempts.alias().c
+_COST = (
+    select(case((func.count() == func.count(_a2.cost_nano), func.coalesce(func.sum(_a2.cost_nano), 0))))
+    .where(_a2.generation_id == _g.id)
+    .scalar_subquery()
+)
+_PAYS = _c.id == _c.generation_id
+
 #: The usage records of completions that ``_SETTLE`` returned. Tokens are those of the answer; only the completion that
-#: created the generation pays for them, and nobody for what was never sent.
+#: created the generation pays, for every attempt, and nobody for what was never sent. The others save the answer's cost.
 _CHARGED: dict[str, ColumnElement[Any]] = {
     "completion_id": _c.id,
     "tenant": _c.tenant,
@@ -294,8 +308,10 @@ _CHARGED: dict[str, ColumnElement[Any]] = {
     "reasoning_tokens": func.coalesce(_a.reasoning_tokens, 0),
     "cached_tokens": func.coalesce(_a.cached_tokens, 0),
     "estimated": func.coalesce(_a.estimated, false()),
-    "cost_nano": case((or_(_c.id != _c.generation_id, _g.attempt == 0), 0), else_=_a.cost_nano),
+    "cost_nano": case((_PAYS, _COST), else_=0),
+    "saved_nano": case((or_(_PAYS, _g.attempt == 0), 0), else_=_a.cost_nano),
     "cache": _c.cache,
+    "batch_id": _c.batch_id,
     "status": _c.status,
     "attempts": _g.attempt,
     "queue_ms": _since_created(_g.leased_ms),

@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import RowMapping, select
 
 from schemas.errors import Failure
+from schemas.prices import Prices
 from schemas.records import Accepted, Attempted, Ended, StoredLog, Usage
 from schemas.states import State
 from schemas.tables import completions, generations, usage
@@ -41,10 +42,12 @@ class GenerationRow(msgspec.Struct, frozen=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """What a settled completion used. ``cost_nano`` None: nobody knows."""
+    """What a settled completion used. ``cost_nano`` None: nobody knows. ``saved_nano``: what a hit or a join would have
+    cost without the others."""
 
     tokens: Usage
     cost_nano: int | None
+    saved_nano: int | None
     attempts: int
     queue_ms: int | None
     first_chunk_ms: int | None
@@ -107,6 +110,7 @@ def completion_row(record: Accepted) -> dict[str, Any]:
         "cache": record.cache if paid or record.cache == "hit" else "join",
         "created_ms": record.created_ms,
         "deadline_ms": record.deadline_ms,
+        "batch_id": record.batch_id,
     }
 
 
@@ -134,7 +138,7 @@ def _storable_failure(failure: Failure) -> dict[str, Any]:
     return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
 
 
-def attempt_rows(record: Ended) -> list[dict[str, Any]]:
+def attempt_rows(record: Ended, prices: Prices) -> list[dict[str, Any]]:
     """Of a generation that never started there are none; one that ended while it waited has past attempts alone."""
     tried = {past.number: past for past in record.past}
     if record.attempt > 0:
@@ -142,10 +146,10 @@ def attempt_rows(record: Ended) -> list[dict[str, Any]]:
             number=record.attempt, provider=record.provider, model=record.model, state=record.state,
             usage=record.usage, started_ms=record.started_ms, ended_ms=record.ended_ms,
         ))  # fmt: skip
-    return [_attempt_row(record.generation, attempt) for _, attempt in sorted(tried.items())]
+    return [_attempt_row(record.generation, attempt, prices) for _, attempt in sorted(tried.items())]
 
 
-def _attempt_row(generation_id: str, attempt: Attempted) -> dict[str, Any]:
+def _attempt_row(generation_id: str, attempt: Attempted, prices: Prices) -> dict[str, Any]:
     tokens = attempt.usage
     return {
         "generation_id": generation_id,
@@ -158,6 +162,7 @@ def _attempt_row(generation_id: str, attempt: Attempted) -> dict[str, Any]:
         "reasoning_tokens": tokens.reasoning_tokens,
         "cached_tokens": tokens.cached_tokens,
         "estimated": tokens.estimated,
+        "cost_nano": prices.cost_nano(attempt.provider, attempt.model, tokens, attempt.ended_ms),
         "started_ms": attempt.started_ms,
         "ended_ms": attempt.ended_ms,
     }

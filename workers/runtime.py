@@ -21,6 +21,7 @@ from consumers.hub import Hub
 from schemas.errors import Unavailable
 from schemas.keys import Keys
 from schemas.messaging import STOPPING, WakeUp
+from schemas.prices import Prices
 from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
@@ -102,7 +103,7 @@ class Runtime:
             await self._listen(keys)
         self._control = Control(
             self.settings,
-            Books(self._engine),
+            Books(self._engine, prices=Prices(self._providers.providers)),
             token=self.worker,
             rank=Rank.FIRST if self._bulk else Rank.SECOND,
             slots=self._slots,
