@@ -23,6 +23,7 @@ from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.sql import make_engine
+from stores.usage import UsageReports
 
 #: The longest statement of a request, in seconds.
 STATEMENT_SECONDS = 5.0
@@ -38,6 +39,7 @@ class Context:
     redis: Redis
     scripts: Scripts
     books: Books
+    usage: UsageReports
     keys: KeyRing
     catalog: Catalog
     publisher: Publisher
@@ -77,6 +79,7 @@ async def open_context(settings: Settings) -> Context:
         redis=redis,
         scripts=Scripts(redis),
         books=books,
+        usage=UsageReports(engine),
         keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,
         publisher=publisher,

@@ -85,6 +85,14 @@ class Unauthenticated(TailraceError):
     code = "invalid_api_key"
 
 
+class Forbidden(TailraceError):
+    """A key that is right and not enough: 403."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "admin_key_required"
+
+
 class NotFound(TailraceError):
     """No such thing, or somebody else's: 404."""
 

@@ -137,8 +137,8 @@ attempts = Table(
 )
 
 #: One record for every settled completion, failed and cancelled ones too. It outlives the completion's text.
-#: Durations are milliseconds from ``created_ms``. ``cost_nano`` is that of all attempts, where the completion created its
-#: generation; of a hit or a join ``saved_nano`` is what the answer cost the one that did.
+#: Durations are milliseconds from ``created_ms``. ``cost_nano`` is that of all attempts, where the completion created
+#: its generation; of a hit or a join ``saved_nano`` is what the answer cost the one that did.
 #:
 #: The index has all that reports group by and sum up, so that they read nothing else.
 usage = Table(

@@ -294,7 +294,8 @@ _COST = (
 _PAYS = _c.id == _c.generation_id
 
 #: The usage records of completions that ``_SETTLE`` returned. Tokens are those of the answer; only the completion that
-#: created the generation pays, for every attempt, and nobody for what was never sent. The others save the answer's cost.
+#: created the generation pays, for every attempt, and nobody for what was never sent. The others save what the answer
+#: cost.
 _CHARGED: dict[str, ColumnElement[Any]] = {
     "completion_id": _c.id,
     "tenant": _c.tenant,
