@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -173,6 +174,7 @@ def _paths() -> dict[str, Any]:
                 _answers(),
             )
         },
+        **_usage_paths(),
         "/healthz": {"get": {**_operation("The process answers", [], _plain()), "security": []}},
         "/readyz": {
             "get": {
@@ -183,6 +185,78 @@ def _paths() -> dict[str, Any]:
                 ),
                 "security": [],
             }
+        },
+    }
+
+
+def _usage_paths() -> dict[str, Any]:
+    texts = {"type": "array", "items": {"type": "string"}}
+    more = {"s403": "Another tenant's records, and the key is no admin's."}
+
+    def parameters(*groups: str, widths: Sequence[str] = (), batch: bool = False) -> list[Any]:
+        found = [
+            {
+                **_query("start_time", "Seconds since the epoch, inclusive.", {"type": "integer"}),
+                "required": True,
+            },
+            _query("end_time", "Seconds since the epoch, exclusive; now.", {"type": "integer"}),
+            _query("group_by", "", {"type": "array", "items": {"enum": list(groups)}}),
+            *(
+                _query(name, "Any of these; `name=a&name=b` or `name[]=a`.", texts)
+                for name in ("models", "user_ids", "external_user_ids", "api_key_ids", "org_ids")
+            ),
+            _query("all_orgs", "An admin key sees all tenants; `false`: its own.", {"type": "boolean"}),
+        ]
+        if batch:
+            found.append(_query("batch", "Those of batches alone, or those of none.", {"type": "boolean"}))
+        if widths:
+            most = "1440, 168 or 31" if len(widths) > 1 else "180"
+            found += [
+                _query(
+                    "bucket_width",
+                    "Buckets begin at whole ones in UTC.",
+                    {"enum": [*widths], "default": "1d"},
+                ),
+                _query("limit", f"Buckets of a page; at most {most}.", {"type": "integer", "minimum": 1}),
+                _query("page", "`next_page` of the page before.", {"type": "string"}),
+            ]
+        return [*found, _BEHALF]
+
+    usage = _operation(
+        "Tokens and requests, by bucket of time",
+        parameters(
+            *("model", "user_id", "api_key_id", "external_user_id", "org_id", "batch", "project_id"),
+            widths=("1m", "1h", "1d"),
+            batch=True,
+        ),
+        _answers(**more),
+    )
+    return {
+        "/v1/usage/completions": {"get": usage},
+        "/v1/organization/usage/completions": {"get": usage},
+        "/v1/usage/costs": {
+            "get": _operation(
+                "What it cost; nano values are strings, 10⁹ to the dollar, and null where nobody knows",
+                parameters("model", "api_key_id", "team_id", "external_user_id", "org_id"),
+                _answers(**more),
+            )
+        },
+        "/v1/organization/costs": {
+            "get": _operation(
+                "What it cost by day; a line item is a model",
+                parameters(
+                    *("line_item", "project_id", "user_id", "api_key_id", "external_user_id", "org_id"),
+                    widths=("1d",),
+                ),
+                _answers(**more),
+            )
+        },
+        "/v1/usage/summary": {
+            "get": _operation(
+                "Requests, tokens, cost and what the cache saved",
+                parameters("model", "api_key_id", "external_user_id", "org_id", "day", batch=True),
+                _answers(**more),
+            )
         },
     }
 

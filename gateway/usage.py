@@ -18,6 +18,7 @@ from gateway.http import Call, Reply, integer
 from schemas.buckets import COSTS_WIDTH, WIDTHS, Width, decode_page, encode_page, page_of
 from schemas.errors import Forbidden, InvalidRequest
 from schemas.prices import NANO
+from stores.apikeys import ApiKey
 from stores.usage import GROUPS, UsageQuery, UsageSum
 
 CURRENCY = "usd"
@@ -41,7 +42,9 @@ _SUMMARY = (*_MONEY, *_TOKENS, "hits", "joins", "saved_nano")
 
 async def completions(call: Call) -> Reply:
     """GET …/usage/completions: tokens and requests by bucket."""
-    query = _Query(call, (*_TIMES, *_PAGING, *_FILTERS, "all_orgs", "batch", "group_by"))
+    query = _Query(
+        call, await authenticate(call), (*_TIMES, *_PAGING, *_FILTERS, "all_orgs", "batch", "group_by")
+    )
     width = WIDTHS[query.one_of("bucket_width", WIDTHS, "1d")]
     by = query.group_by((*_COMPLETIONS_BY, "project_id"))
 
@@ -60,7 +63,7 @@ async def completions(call: Call) -> Reply:
 
 async def organization_costs(call: Call) -> Reply:
     """GET …/organization/costs: money by day. A line item is a model."""
-    query = _Query(call, (*_TIMES, *_PAGING, *_FILTERS, "all_orgs", "group_by"))
+    query = _Query(call, await authenticate(call), (*_TIMES, *_PAGING, *_FILTERS, "all_orgs", "group_by"))
     query.one_of("bucket_width", ("1d",), "1d")
     by = query.group_by(_ORGANIZATION_BY)
 
@@ -77,9 +80,9 @@ async def organization_costs(call: Call) -> Reply:
 
 async def costs(call: Call) -> Reply:
     """GET …/usage/costs: money in a range, by whatever it is grouped by."""
-    query = _Query(call, (*_TIMES, *_FILTERS, "all_orgs", "group_by"))
+    query = _Query(call, await authenticate(call), (*_TIMES, *_FILTERS, "all_orgs", "group_by"))
     by = query.group_by(_COSTS_BY)
-    scope = await _scope(call, query)
+    scope = query.scope()
     start, end = query.times(None)
     rows = await _read(call, scope, start, end, by, _MONEY)
     total, unpriced = _total(row.sums for row in rows)
@@ -108,9 +111,9 @@ async def costs(call: Call) -> Reply:
 
 async def summary(call: Call) -> Reply:
     """GET …/usage/summary: tokens, money and what the cache saved, grouped by one thing."""
-    query = _Query(call, (*_TIMES, *_FILTERS, "all_orgs", "batch", "group_by"))
+    query = _Query(call, await authenticate(call), (*_TIMES, *_FILTERS, "all_orgs", "batch", "group_by"))
     by = query.group_by(_SUMMARY_BY)
-    scope = await _scope(call, query)
+    scope = query.scope()
     start, end = query.times(None)
     width = WIDTHS["1d"] if "day" in by else None
     rows = await _read(call, scope, start, end, by, _SUMMARY, width)
@@ -144,7 +147,9 @@ async def summary(call: Call) -> Reply:
 class _Query:
     """The query's parameters. Lists are ``name=a&name=b`` or ``name[]=a``. Raises InvalidRequest."""
 
-    def __init__(self, call: Call, known: Collection[str]) -> None:
+    def __init__(self, call: Call, key: ApiKey, known: Collection[str]) -> None:
+        self._key = key
+        self._user = named(call, "x-on-behalf-of")
         self._values: dict[str, list[str]] = {}
         for name, value in call.request.query_params.multi_items():
             plain = name.removesuffix("[]")
@@ -200,33 +205,31 @@ class _Query:
             )
         return limit
 
-
-async def _scope(call: Call, query: _Query) -> UsageQuery:
-    """The records that the caller may see and asks for, of all times. Raises Unauthenticated, Forbidden."""
-    key = await authenticate(call)
-    orgs, every = query.values("org_ids"), query.flag("all_orgs")
-    if not key.admin:
-        for param, others in (("all_orgs", bool(every)), ("org_ids", set(orgs or ()) - {key.tenant})):
-            if others:
-                raise Forbidden(
-                    f"This key sees '{key.tenant}' alone. For '{param}' use an admin key.", param=param
-                )
-    tenants = orgs
-    if orgs is None:
-        tenants = [key.tenant] if every is False or not key.admin else None
-    users, user = query.values("external_user_ids"), named(call, "x-on-behalf-of")
-    if user is not None:
-        users = [user] if users is None or user in users else []
-    return UsageQuery(
-        start_ms=0,
-        end_ms=0,
-        sums=(),
-        tenants=[] if query.values("user_ids") is not None else tenants,
-        models=query.values("models"),
-        key_ids=query.values("api_key_ids"),
-        end_users=users,
-        batch=query.flag("batch"),
-    )
+    def scope(self) -> UsageQuery:
+        """The records that the caller may see and asks for, of all times. Raises Forbidden."""
+        key, orgs, every = self._key, self.values("org_ids"), self.flag("all_orgs")
+        if not key.admin:
+            for param, others in (("all_orgs", every), ("org_ids", set(orgs or ()) - {key.tenant})):
+                if others:
+                    raise Forbidden(
+                        f"This key sees '{key.tenant}' alone. For '{param}' use an admin key.", param=param
+                    )
+        tenants = orgs
+        if orgs is None:
+            tenants = [key.tenant] if every is False or not key.admin else None
+        users = self.values("external_user_ids")
+        if self._user is not None:
+            users = [self._user] if users is None or self._user in users else []
+        return UsageQuery(
+            start_ms=0,
+            end_ms=0,
+            sums=(),
+            tenants=[] if self.values("user_ids") is not None else tenants,
+            models=self.values("models"),
+            key_ids=self.values("api_key_ids"),
+            end_users=users,
+            batch=self.flag("batch"),
+        )
 
 
 async def _read(
@@ -253,7 +256,7 @@ async def _read(
 async def _buckets(
     call: Call, query: _Query, width: Width, by: Sequence[str], sums: Sequence[str], result: Any
 ) -> Reply:
-    scope = await _scope(call, query)
+    scope = query.scope()
     start, end = query.times(width)
     cursor = query.values("page")
     if cursor is not None:

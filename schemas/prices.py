@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: Nano units to the dollar, and tokens that a price in providers.toml is for.
 NANO = 10**9
 PER_TOKENS = 10**6
-#: The most that one attempt costs, a million dollars: a sum over millions of records still fits SQL's integers.
-MOST_NANO = 10**15
+#: The most that one attempt costs, ten thousand dollars. Counts beyond that are a provider's nonsense, and the sum of
+#: all records must fit SQLite's integers.
+MOST_NANO = 10**13
 #: Models whose place in the list is remembered.
 LISTED_MODELS = 1024
 

@@ -198,6 +198,7 @@ class Api(httpx.Client):
             verify=False,
         )
         self.api_key = key
+        self.key_id = f"key_{key.split('-')[1]}"
         self.tenant = tenant
         self.backend = backend
 

@@ -52,6 +52,8 @@ SETTINGS: Mapping[str, str] = {
     "MAX_BODY_BYTES": str(4 * 1024 * 1024),
     "CORS_ORIGINS": ORIGIN,
 }
+#: What the provider ``priced`` takes, in dollars for a million tokens.
+PRICES = {"fake": {"input": 0.5, "output": 2.0, "cached_input": 0.05}, "*": {"input": 1, "output": 1}}
 #: Providers are asked once, but those that are there to be asked again.
 ONCE = {"tries": 1}
 AGAIN = {"tries": 4, "first": 0.1, "longest": 0.5, "total": 20}
@@ -174,6 +176,7 @@ class Stack:
                 "again": {"base_url": self.backend.url, "timeout": _timeouts(), "retry": AGAIN},
                 "prefills": {"base_url": self.backend.url, "retry": ONCE, "supports_prefill": True},
                 "keyed": {"base_url": self.backend.url, "retry": ONCE, "api_key_env": "FAKE_API_KEY"},
+                "priced": {"base_url": self.backend.url, "retry": ONCE, "prices": PRICES},
                 "newer": {
                     "base_url": self.backend.url,
                     "retry": ONCE,
@@ -300,10 +303,11 @@ class Stack:
         row, plaintext = self.keys.create(name, tenant)
         return row.id, plaintext
 
-    def api(self, tenant: str | None = None) -> Api:
+    def api(self, tenant: str | None = None, *, admin: bool = False) -> Api:
         """A client with a new key, of a new tenant where none is named. Close it, or use it in a ``with``."""
         tenant = tenant or self.tenant()
-        return Api(self.url, self.key(tenant)[1], tenant=tenant, backend=self.backend)
+        _, plaintext = self.keys.create("test", tenant, admin)
+        return Api(self.url, plaintext, tenant=tenant, backend=self.backend)
 
     # ------------------------------------------------------------------------------------- inside the pipeline
 
