@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from benchmarks import latency, logs, targets, throughput
+from benchmarks import latency, logs, targets, throughput, usage
 from benchmarks.latency import p50, p99
 from benchmarks.load import Load
 from benchmarks.proxy import VERSION, NoProxy, Proxy
@@ -137,6 +137,16 @@ def measure_resume(run: Run) -> None:
         run.keep(f"resume ms, {state}", {str(index): times for index, times in by_index.items()})
 
 
+def measure_usage(run: Run) -> None:
+    section = f"a month of {usage.RECORDS:,} usage records among {usage.RECORDS + usage.OTHERS:,}, added up"
+    say(section)
+    for database, answers in usage.measure(run.effort.rounds):
+        for question, answer in answers.items():
+            name, middle = f"{database}, {question}", p50(answer.times)
+            run.rows.append(_most(section, name, middle, targets.USAGE_MS[database], "ms", answer.plan))
+            run.keep("usage ms", {name: answer.times})
+
+
 def _most(section: str, name: str, value: float, target: float, unit: str, note: str = "") -> Row:
     return Row(
         section=section,
@@ -155,6 +165,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "delay": measure_delay,
     "memory": measure_memory,
     "resume": measure_resume,
+    "usage": measure_usage,
 }
 
 

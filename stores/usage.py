@@ -79,7 +79,7 @@ class UsageReports:
             tenants = [*_tenants(connection)] if query.tenants is None else [*map(storable, query.tenants)]
             rows = connection.execute(_statement(query), {"ids": tenants}).all()
         groups, sums = len(query.group_by), len(query.sums)
-        return [
+        found = [
             UsageSum(
                 None if query.width_ms is None else int(row[0]) * query.width_ms,
                 dict(zip(query.group_by, row[1 : 1 + groups], strict=True)),
@@ -89,6 +89,8 @@ class UsageReports:
             for row in rows
             if row[-1]
         ]
+        # Not in SQL: PostgreSQL, which can't guess how few buckets there are, would sort all the records for it.
+        return sorted(found, key=_place)
 
 
 def _statement(query: UsageQuery) -> Select[Any]:
@@ -109,7 +111,7 @@ def _statement(query: UsageQuery) -> Select[Any]:
     if query.batch is not None:
         conditions.append(_u.batch_id.is_not(None) if query.batch else _u.batch_id.is_(None))
     statement: Select[Any] = select(bucket, *groups, *sums, func.count()).where(*conditions)
-    return statement.group_by(*by).order_by(*by) if by else statement
+    return statement.group_by(*by)
 
 
 def _bucket(width_ms: int | None) -> ColumnElement[Any]:
@@ -124,6 +126,10 @@ def _tenants(connection: Connection) -> Sequence[str]:
     following = select(func.min(_u.tenant)).where(_u.tenant > first.c.tenant).scalar_subquery()
     every = first.union_all(select(following).where(first.c.tenant.is_not(None)))
     return connection.scalars(select(every.c.tenant).where(every.c.tenant.is_not(None))).all()
+
+
+def _place(found: UsageSum) -> tuple[Any, ...]:
+    return found.bucket_ms, *((value is None, str(value)) for value in found.group.values())
 
 
 def _integer(number: Any) -> int | None:
