@@ -121,6 +121,19 @@ class Client:
         """The models and aliases that requests may name."""
         return (await self._http.request("GET", "/v1/models"))["data"]
 
+    async def usage(
+        self, *, start_time: int, end_time: int | None = None, group_by: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Requests, tokens, costs and what the cache saved, from ``start_time`` on and before ``end_time`` (seconds
+        since the epoch; now), in ``data`` by ``model``, ``api_key_id``, ``external_user_id``, ``org_id`` or ``day``.
+
+        Money is a string of integer nano units, 10⁹ to the dollar, and None where nobody knows.
+        """
+        params: dict[str, Any] = {"start_time": start_time, "group_by": [*group_by]}
+        if end_time is not None:
+            params["end_time"] = end_time
+        return await self._http.request("GET", "/v1/usage/summary", params=params)
+
 
 def find_server(url: str | None, api_key: str | None, home: Path | str | None = None) -> tuple[str, str]:
     """URL and key: arguments before environment before ``connection.json``. Raises NotConfigured.

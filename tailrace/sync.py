@@ -160,3 +160,8 @@ class SyncClient:
 
     def models(self) -> Sequence[dict[str, Any]]:
         return self._loop.run(self._client.models())
+
+    def usage(
+        self, *, start_time: int, end_time: int | None = None, group_by: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        return self._loop.run(self._client.usage(start_time=start_time, end_time=end_time, group_by=group_by))

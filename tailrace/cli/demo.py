@@ -23,6 +23,7 @@ NEXT = """
 what next
   tailrace up --local-model   the same stack to keep, with Flower and a curl line
   tailrace tail ID            follow a completion from another terminal
+  tailrace usage              what was used and what it cost, by model, key, user or day
   tailrace --help             all commands"""
 
 

@@ -58,6 +58,7 @@ def test_version() -> None:
         ("demo", "-h"),
         ("tail", "--help"),
         ("cancel", "--help"),
+        ("usage", "--help"),
         ("keys", "--help"),
         ("doctor", "--help"),
     ],
