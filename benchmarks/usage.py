@@ -1,7 +1,7 @@
 """A month of a million usage records, added up as the usage endpoints do it, on SQLite and on PostgreSQL.
 
-The table has as many records of another tenant and of other months beside them. Its rows come from the database itself,
-and PostgreSQL is vacuumed afterwards, as autovacuum would.
+The table has twice as many records of another tenant and of other months beside them. Its rows come from the database
+itself, and PostgreSQL is vacuumed afterwards, as autovacuum would.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stores.usage import UsageQuery, UsageReports
 from tests.support.postgres import PostgresServer
 
 #: Records of the month, and beside them.
-RECORDS, OTHERS = 1_000_000, 1_000_000
+RECORDS, OTHERS = 1_000_000, 2_000_000
 #: The month: 30 days from a midnight on.
 START_MS = 1_750_032_000_000
 DAY_MS = 24 * 3600 * 1000

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     log_ttl_bulk: float = Field(default=5.0, gt=0)
     #: Records that may wait for SQL before nothing new is accepted.
     ledger_limit: int = Field(default=200_000, gt=0)
+    #: How long completions are kept after they were accepted, in days; for ever where it is not set.
+    retention_days: float | None = Field(default=None, gt=0)
     max_body_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     #: SSE comments while nothing else is sent.
     keepalive_seconds: float = Field(default=5.0, gt=0)

@@ -6,6 +6,7 @@ flow on the process's own asyncio loop (``workers/runtime.py``).
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, cast
 
 from celery import Celery
@@ -13,11 +14,13 @@ from celery import Celery
 from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
 from schemas.settings import Settings
 from schemas.states import Queue
+from stores.retention import prune
 from workers.steps import AcknowledgeStep, QuietConsumerStep, RuntimeStep
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
 
+DAY_MS = 24 * 3600 * 1000
 #: Between runs of the periodic house-keeping, in seconds.
 HOUSEKEEPING_PERIOD = 600.0
 
@@ -45,8 +48,13 @@ def generate(message: WakeUp) -> str:
 
 @app.task(name=HOUSEKEEPING)
 def housekeeping() -> int:
-    """Drops texts that no stored completion points to; returns how many."""
-    return _runtime().books().drop_orphaned_results()
+    """Drops texts that no stored completion points to, and completions beyond TAILRACE_RETENTION_DAYS; returns how many
+    rows."""
+    runtime = _runtime()
+    books = runtime.books()
+    days = runtime.settings.retention_days
+    pruned = 0 if days is None else prune(books.engine, int(time.time() * 1000 - days * DAY_MS))
+    return pruned + books.drop_orphaned_results()
 
 
 def _runtime() -> Runtime:
