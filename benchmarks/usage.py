@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def measure(rounds: int) -> Iterator[tuple[str, dict[str, Answer]]]:
 
 
 @contextmanager
-def _sqlite() -> Iterator[Engine]:
+def _sqlite() -> Generator[Engine]:
     with tempfile.TemporaryDirectory(prefix="tr-bench-") as folder:
         engine = make_engine(f"sqlite:///{Path(folder) / 'books.db'}")
         yield engine
@@ -87,7 +87,7 @@ def _sqlite() -> Iterator[Engine]:
 
 
 @contextmanager
-def _postgresql() -> Iterator[Engine]:
+def _postgresql() -> Generator[Engine]:
     with ExitStack() as exit:
         server = exit.enter_context(PostgresServer(config=CONFIG))
         engine = make_engine(server.create_database(), statement_seconds=600)

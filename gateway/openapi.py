@@ -191,7 +191,7 @@ def _paths() -> dict[str, Any]:
 
 def _usage_paths() -> dict[str, Any]:
     texts = {"type": "array", "items": {"type": "string"}}
-    more = {"s403": "Another tenant's records, and the key is no admin's."}
+    answers = _answers(s403="Another tenant's records, and the key is no admin's.")
 
     def parameters(*groups: str, widths: Sequence[str] = (), batch: bool = False) -> list[Any]:
         found = [
@@ -229,7 +229,7 @@ def _usage_paths() -> dict[str, Any]:
             widths=("1m", "1h", "1d"),
             batch=True,
         ),
-        _answers(**more),
+        answers,
     )
     return {
         "/v1/usage/completions": {"get": usage},
@@ -238,7 +238,7 @@ def _usage_paths() -> dict[str, Any]:
             "get": _operation(
                 "What it cost; nano values are strings, 10⁹ to the dollar, and null where nobody knows",
                 parameters("model", "api_key_id", "team_id", "external_user_id", "org_id"),
-                _answers(**more),
+                answers,
             )
         },
         "/v1/organization/costs": {
@@ -248,14 +248,14 @@ def _usage_paths() -> dict[str, Any]:
                     *("line_item", "project_id", "user_id", "api_key_id", "external_user_id", "org_id"),
                     widths=("1d",),
                 ),
-                _answers(**more),
+                answers,
             )
         },
         "/v1/usage/summary": {
             "get": _operation(
                 "Requests, tokens, cost and what the cache saved",
                 parameters("model", "api_key_id", "external_user_id", "org_id", "day", batch=True),
-                _answers(**more),
+                answers,
             )
         },
     }

@@ -41,13 +41,13 @@ def books(engine: Engine) -> Books:
     return Books(engine, prices=Prices(load_providers(TOML, source="t").providers))
 
 
-def past(number: int, provider: str = "local", **tokens: int) -> Attempted:
+def past(number: int, provider: str = "local", prompt: int = 0, completion: int = 0) -> Attempted:
     return Attempted(
         number=number,
         provider=provider,
         model="smollm2",
         state="failed",
-        usage=Usage(**tokens),
+        usage=Usage(prompt_tokens=prompt, completion_tokens=completion),
         started_ms=T0,
         ended_ms=T0 + 1,
     )
@@ -69,7 +69,7 @@ def test_hits_and_joins_save_what_the_answer_cost(books: Books, engine: Engine) 
 
 def test_every_attempt_is_paid(books: Books, engine: Engine) -> None:
     """Each has its cost in its own row; the one that joined saves but the answer's."""
-    tries = [past(1, prompt_tokens=7, completion_tokens=1), past(2)]
+    tries = [past(1, prompt=7, completion=1), past(2)]
     end = ended("c1", attempt=3, past=tries)
     books.apply([accepted("c1"), accepted("c2", "c1"), end], {"c1": LOG})
     assert money(engine) == {"c1": (9_000 + ANSWER, 0), "c2": (0, ANSWER)}
@@ -80,9 +80,7 @@ def test_every_attempt_is_paid(books: Books, engine: Engine) -> None:
 
 def test_a_cost_of_which_a_part_is_unknown_is_unknown(books: Books, engine: Engine) -> None:
     """An attempt at a provider without prices counts, but for one that used nothing."""
-    books.apply(
-        [accepted("c1"), ended("c1", attempt=2, past=[past(1, "other", prompt_tokens=1)])], {"c1": LOG}
-    )
+    books.apply([accepted("c1"), ended("c1", attempt=2, past=[past(1, "other", prompt=1)])], {"c1": LOG})
     books.apply([accepted("c2"), ended("c2", attempt=2, past=[past(1, "other")])], {"c2": LOG})
     books.apply([accepted("c3"), accepted("c4", "c3"), ended("c3", provider="other")], {"c3": LOG})
     assert money(engine) == {"c1": (None, 0), "c2": (ANSWER, 0), "c3": (None, 0), "c4": (0, None)}
@@ -102,7 +100,7 @@ def test_prices_that_change_leave_what_is_entered(books: Books, engine: Engine) 
 
 def test_an_absurd_bill_is_a_number_that_sql_holds(books: Books, engine: Engine) -> None:
     """Thousands of attempts at the highest cost."""
-    tries = [past(n, prompt_tokens=10**12, completion_tokens=10**12) for n in range(1, 2001)]
+    tries = [past(n, prompt=10**12, completion=10**12) for n in range(1, 2001)]
     end = ended("c1", attempt=2001, past=tries)
     books.apply([accepted("c1"), end], {"c1": LOG})
     ((cost, _),) = money(engine).values()
