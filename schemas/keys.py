@@ -95,6 +95,10 @@ class Keys:
     def rank(self, role: str) -> str:
         return f"{self.prefix}lock:{role}:rank"
 
+    def permits(self, provider: str, part: str) -> str:
+        """Of a provider with limits, in the partition of its name."""
+        return f"{self.prefix}permits:{provider}:{part}"
+
     def idempotency(self, digest: str) -> str:
         return f"{self.prefix}idem:{digest}"
 

@@ -34,6 +34,7 @@ _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Dollars = Annotated[float, Field(ge=0)]
+Limit = Annotated[int, Field(ge=1)]
 
 
 class _Table(BaseModel):
@@ -101,10 +102,13 @@ class Provider(_Table):
     base_url: Annotated[str, AfterValidator(_http_url)]
     #: The environment variable that holds the key.
     api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = None
-    #: Calls at once, over all workers together.
-    max_concurrency: Annotated[int, Field(ge=1)] = 64
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    #: Calls at once, over all workers together; also the other limits are over all workers. None is no limit.
+    max_concurrency: Limit | None = None
+    #: In any 60 s.
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    #: The part of these limits that bulk work may take, so that interactive work finds the rest.
+    bulk_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     timeout: Timeout = Timeout()
     retry: Retry = Retry()
     supports_prefill: bool = False
@@ -112,6 +116,11 @@ class Provider(_Table):
     models: Annotated[list[Name], Field(min_length=1)] | None = None
     #: By model; ``*`` is any other one.
     prices: dict[str, Price] = {}
+
+    @property
+    def limited(self) -> bool:
+        limits = (self.max_concurrency, self.requests_per_minute, self.tokens_per_minute)
+        return any(limit is not None for limit in limits)
 
     def listed(self, model: str) -> bool | None:
         """Whether ``models`` has it; None where the configuration lists no models."""

@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     renew_seconds: float = Field(default=2.0, gt=0)
     #: A generation that loses so many workers ends as failed.
     max_crashes: int = Field(default=3, ge=1)
+    #: What the limits per minute, of providers and of keys, take for a minute.
+    limit_window_seconds: float = Field(default=60.0, gt=0)
     #: How long a settled chunk log stays in Redis.
     log_ttl_interactive: float = Field(default=3600.0, gt=0)
     log_ttl_bulk: float = Field(default=5.0, gt=0)

@@ -244,12 +244,14 @@ class Scripts:
         fence: Fence | None = None,
         pause_ms: int = 0,
         failed: bool = False,
+        waits: bool = False,
         skip: bool = False,
         patience: float = HOLDER_PATIENCE,
     ) -> Left:
         """Give an attempt up: its generation is parked for ``pause_ms``, or (0) waits to be recovered at once.
 
-        ``failed`` counts a provider call that failed. ``fence`` is the attempt's number where it isn't given.
+        ``failed`` counts a provider call that failed. ``waits``: there was none, and nothing of the attempt is kept.
+        ``fence`` is the attempt's number where it isn't given.
         """
         keys = self.redis.keys(generation)
         return Left(
@@ -277,7 +279,7 @@ class Scripts:
                     int(failed),
                     int(skip),
                     crashes.suspicious,
-                    open_record(past),
+                    b"" if waits else open_record(past),
                 ],
                 patience=patience,
             )
@@ -308,8 +310,9 @@ class Scripts:
         """A probe was taken from its queue."""
         await self.redis.script(partition, _MARK, [self.redis.keyspace[partition].mark(queue)], [seq])
 
-    async def requeue(self, generation: str, queue: str, lost: int = 0) -> int:
-        """A new message's number for parked work that is due, or for queued work whose message ``lost`` was lost.
+    async def requeue(self, generation: str, queue: str, lost: int = 0, *, early: bool = False) -> int:
+        """A new message's number for parked work that is due (or not, ``early``), or for queued work whose message
+        ``lost`` was lost.
 
         0 where there is nothing to do. The caller publishes the message.
         """
@@ -318,7 +321,7 @@ class Scripts:
             keys.partition,
             _REQUEUE,
             [keys.gen(generation), keys.parked, keys.seq(queue), keys.queued(queue), keys.outbox],
-            [generation, queue, lost],
+            [generation, queue, -1 if early else lost],
         )
 
     async def cancel(

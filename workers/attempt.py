@@ -26,6 +26,7 @@ from stores.chunklog import ChunkLog
 from stores.outcomes import Claim
 from stores.scripts import Scripts
 from workers.logwriter import Appender, Fenced, LogWriter
+from workers.permits import Gate
 from workers.upstream import DONE, Patience, open_stream, provider_error
 
 #: How long the bytes after ``[DONE]`` are waited for, in seconds.
@@ -44,6 +45,7 @@ class Tools:
     providers: Providers
     transport: httpx.AsyncBaseTransport
     appender: Appender
+    gate: Gate
 
 
 class Attempt:
@@ -118,7 +120,8 @@ class Attempt:
         return (self.record.deadline_ms - now) / 1000
 
     async def stream(self) -> None:
-        """Returns when the answer is whole. Raises ProviderError, DeadlineExceeded, Fenced, Behind and Unavailable."""
+        """Returns when the answer is whole. Raises ProviderError, DeadlineExceeded, Fenced, Behind, NoPermit and
+        Unavailable."""
         provider = self.provider
         left = await self.time_left()
         if left is not None and left <= 0:
@@ -135,9 +138,8 @@ class Attempt:
         )
         with Patience(provider, left) as patience:
             try:
-                async with open_stream(
-                    self._tools.transport, provider, auth_headers(provider), body
-                ) as pieces:
+                stream = open_stream(self._tools.transport, provider, auth_headers(provider), body)
+                async with self._tools.gate.opened(self, provider, stream) as pieces:
                     await self._read(provider, patience, pieces)
             except asyncio.CancelledError:
                 if patience.expired is not None:

@@ -21,13 +21,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers.publish import make_publisher
 from schemas.errors import TailraceError
 from schemas.messaging import WakeUp, wake_up
+from schemas.providers import Providers
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.books import Books
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
 from stores.outcomes import Calm, Crashes, Rank, Renewal
+from stores.permits import Permits
 from stores.redis import Redis
 from stores.scripts import Scripts
+from workers.dealing import Dealer
 from workers.reaper import Reaper
 from workers.reconcile import Reconciler
 from workers.solo import Nursery
@@ -70,6 +73,7 @@ class Control:
         self,
         settings: Settings,
         books: Books,
+        providers: Providers,
         *,
         token: str,
         rank: Rank,
@@ -80,6 +84,7 @@ class Control:
     ) -> None:
         self._settings = settings
         self._books = books
+        self._providers = providers
         self._token = token
         self._rank = rank
         self._slots = slots
@@ -94,6 +99,7 @@ class Control:
         self._stop: asyncio.Event | None = None
         self._called: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._dealer: Dealer | None = None
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._leaving = threading.Thread(target=self._nursery.stop, args=(LEAVE_SECONDS,), name="nursery")
 
@@ -114,6 +120,15 @@ class Control:
     def recover(self) -> None:
         """There is work to recover; from any thread."""
         self._tell(self._called)
+
+    def wake(self, provider: str, generations: list[str]) -> None:
+        """The provider has permits for them; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._woken, provider, generations)
+
+    def _woken(self, provider: str, generations: list[str]) -> None:
+        if self._dealer is not None:
+            self._dealer.wake(provider, generations)
 
     def _tell(self, event: asyncio.Event | None) -> None:
         if self._loop is not None and event is not None and not self._loop.is_closed():
@@ -142,6 +157,8 @@ class Control:
         )
         publisher = make_publisher(settings)
         self._reconciler = Reconciler(redis, self._books, publisher)
+        permits = Permits(redis, window_ms=int(settings.limit_window_seconds * 1000))
+        dealer = self._dealer = Dealer(redis, permits, self._providers, self._reconciler)
         jobs = [
             asyncio.create_task(self._forever(job, pause))
             for job, pause in (
@@ -160,6 +177,7 @@ class Control:
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+        await dealer.close()
         await publisher.close()
         redis.close()
 
@@ -265,6 +283,8 @@ class Control:
     async def _dispatch(self) -> None:
         for partition in list(self._led):
             await self._reconciler.dispatch(partition)
+        if self._dealer is not None:
+            await self._dealer.deal(list(self._led))
 
     async def _messages(self) -> None:
         for partition in list(self._led):

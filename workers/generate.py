@@ -16,10 +16,12 @@ from schemas.records import Ended
 from schemas.retries import next_try
 from schemas.states import State
 from stores.outcomes import NOTHING, Batch, Crashes, EndResult, Left, NotClaimed
+from stores.permits import Permits
 from stores.rows import storable
 from stores.scripts import Scripts
 from workers.attempt import Attempt, Tools
 from workers.logwriter import Appender, Behind, Fenced
+from workers.permits import Gate, NoPermit
 from workers.upstream import make_transport
 
 log = logging.getLogger("tailrace.worker")
@@ -42,13 +44,21 @@ class Generator:
     """
 
     def __init__(
-        self, scripts: Scripts, providers: Providers, *, worker: str, lease_ms: int, crashes: Crashes
+        self,
+        scripts: Scripts,
+        providers: Providers,
+        *,
+        worker: str,
+        lease_ms: int,
+        crashes: Crashes,
+        window_ms: int,
     ) -> None:
         self._scripts = scripts
         self._worker = worker
         self._lease_ms = lease_ms
         self._crashes = crashes
-        self._tools = Tools(scripts, providers, make_transport(), Appender(scripts))
+        self.gate = Gate(Permits(scripts.redis, window_ms=window_ms))
+        self._tools = Tools(scripts, providers, make_transport(), Appender(scripts), self.gate)
         self.held: dict[str, int] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, Stop] = {}
@@ -92,6 +102,7 @@ class Generator:
                 task.cancel()
 
     async def close(self) -> None:
+        await self.gate.close()
         await self._tools.transport.aclose()
 
     def _stop(self, generation: str, attempt: int, why: Stop) -> None:
@@ -106,7 +117,7 @@ class Generator:
             state, failure, pause = await self._streamed(attempt)
             batch = await attempt.writer.rest()
             if pause is not None:
-                return await self._leave(attempt, batch, pause)
+                return await self._leave(attempt, batch, pause, waits=pause > 0 and failure is None)
             return await self._end(attempt, batch, state, failure)
         except Fenced:
             log.warning("%s: attempt %d was fenced off", generation, number)
@@ -124,7 +135,7 @@ class Generator:
 
     async def _streamed(self, attempt: Attempt) -> tuple[State, Failure | None, float | None]:
         """Stream to the end: the state to end in and its failure; or the seconds to wait before the next attempt (0 is
-        for another worker to go on at once).
+        for another worker to go on at once), without a failure where it waits for a permit.
         """
         generation = attempt.claim.generation
         task = self._streams[generation] = asyncio.create_task(attempt.stream())
@@ -142,6 +153,8 @@ class Generator:
                     raise
         except (Fenced, Behind, Unavailable):
             raise
+        except NoPermit as wait:
+            return State.FAILED, None, wait.seconds
         except ProviderError as error:
             return State.FAILED, error.failure(), await self._pause(attempt, error)
         except TailraceError as error:
@@ -169,15 +182,17 @@ class Generator:
         log.info("%s: try %d failed (%s), again in %.1f s", attempt.claim.generation, tries, error, pause)
         return max(pause, 0.001)
 
-    async def _leave(self, attempt: Attempt, batch: Batch, pause: float) -> str:
-        """Park the generation, or (``pause`` 0) release it."""
+    async def _leave(self, attempt: Attempt, batch: Batch, pause: float, *, waits: bool) -> str:
+        """Park the generation, or (``pause`` 0) release it. ``waits``: for a permit; its provider was not called."""
         left = await self._scripts.leave(
             attempt.claim.generation,
             attempt.past("failed" if pause else "released"),
             batch,
             crashes=self._crashes,
+            fence=attempt.claim.fence,
             pause_ms=int(pause * 1000 + 0.999),
-            failed=pause > 0,
+            failed=pause > 0 and not waits,
+            waits=waits,
         )
         match left:
             case Left.CANCEL_ASKED:

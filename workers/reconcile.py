@@ -66,6 +66,12 @@ class Reconciler:
             queue = await self._redis.command(partition, "HGET", keys.gen(generation), "queue")
             await self._requeue(generation, (queue or Queue.INTERACTIVE.value.encode()).decode())
 
+    async def wake(self, generation: str, queue: str) -> None:
+        """Parked work goes back to its queue before its time. Raises Unavailable."""
+        seq = await self._scripts.requeue(generation, queue, early=True)
+        if seq:
+            await self._publish(generation, queue, seq)
+
     async def messages(self, partition: int) -> None:
         """Messages that never reached the broker, or never left it for a worker, are put again. Raises Unavailable."""
         await self._outbox(partition)

@@ -96,6 +96,7 @@ class Runtime:
             worker=self.worker,
             lease_ms=int(self.settings.lease_seconds * 1000),
             crashes=Crashes(self.settings.max_crashes),
+            window_ms=int(self.settings.limit_window_seconds * 1000),
         )
         self._hub = Hub(self._redis)
         for keys in self._redis.keyspace:
@@ -103,6 +104,7 @@ class Runtime:
         self._control = Control(
             self.settings,
             Books(self._engine),
+            self._providers,
             token=self.worker,
             rank=Rank.FIRST if self._bulk else Rank.SECOND,
             slots=self._slots,
@@ -110,6 +112,7 @@ class Runtime:
             begin=self.begin,
             on_renewal=lambda g, a, r: self._loop.call_soon_threadsafe(self._on_renewal, g, a, r) and None,
         )
+        self.generator.gate.on_woken = self._control.wake
         self._control.start()
 
     async def _listen(self, keys: Keys) -> None:

@@ -100,6 +100,7 @@ async def attempt(settings: Settings, generation: str) -> str:
         worker=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
         lease_ms=int(settings.lease_seconds * 1000),
         crashes=Crashes(settings.max_crashes),
+        window_ms=int(settings.limit_window_seconds * 1000),
     )
     loop.add_signal_handler(signal.SIGTERM, generator.release)
     partition = redis.partition(generation)

@@ -3,6 +3,7 @@
 -- The same call again is a no-op.
 -- KEYS gen log lease channel control recovery suspects parked
 -- ARGV id fence first count items head pause_ms (0: at once) try ('1': the provider failed) skip suspicious record
+--   record '': the attempt only waited for a permit, and nothing of it is kept
 -- Returns 1 (left), 0 (it had left already), 2 (not left: a cancel is asked for), -1 (stale attempt), -2 (gap).
 -- use clock
 -- use fence
@@ -11,6 +12,9 @@
 local gen, log, lease, channel, control, recovery, suspects, parked = unpack(KEYS)
 local id, fence, first, count, items, head, pause_ms, try, skip, suspicious, record = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'attempt', 'call', 'next', 'skip', 'cancel', 'crashes')
+if record == '' and h[1] == 'parked' and string.match(fence, ':(.*)$') == h[3] then
+  return 0
+end
 if not current(fence, h[2], h[3]) then
   return -1
 end

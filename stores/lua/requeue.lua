@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
--- A new message for work that waits: parked and due by now, or queued under the number `seq` whose message was lost.
+-- A new message for work that waits: parked and due by now or called before, or queued under the number `seq` whose message was lost.
 -- KEYS gen parked seq queued outbox
--- ARGV id queue seq ('0': parked work)
+-- ARGV id queue seq ('0': parked work; '-1': also before it is due)
 -- Returns the new message's number, or 0 where there is nothing to do.
 -- use clock
 local gen, parked, seq_key, queued, outbox = unpack(KEYS)
 local id, queue, lost = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'seq')
 local now = clock()
-if lost == '0' then
+if lost == '0' or lost == '-1' then
   local due = redis.call('ZSCORE', parked, id)
   if h[1] ~= 'parked' then
     redis.call('ZREM', parked, id)
     return 0
-  elseif due and tonumber(due) > now then
+  elseif lost == '0' and due and tonumber(due) > now then
     return 0
   end
 elseif h[1] ~= 'queued' or h[2] ~= lost or not redis.call('ZSCORE', queued, id) then

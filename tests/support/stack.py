@@ -110,7 +110,7 @@ class Part:
 class Stack:
     """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away.
 
-    ``appendonly``: Valkey's data survive its restart.
+    ``appendonly``: Valkey's data survive its restart. ``providers``: more of them, on the fake backend.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Stack:
         interactive: int = 1,
         concurrency: int = CONCURRENCY,
         appendonly: bool = False,
+        providers: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="tr-stack-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
@@ -133,6 +134,7 @@ class Stack:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = {**SETTINGS, **(settings or {})}
+        self._providers = providers or {}
         self._interactive = interactive
         self._concurrency = concurrency
         self._exit = ExitStack()
@@ -195,6 +197,7 @@ class Stack:
                     "timeout": _timeouts(between_chunks=0.4),
                 },
                 "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
+                **{n: {"base_url": self.backend.url, **fields} for n, fields in self._providers.items()},
             },
             aliases={"auto": ["fake:fake"], "team/best": ["fake:org/model-1", "fake:fake"]},
         )

@@ -1,0 +1,73 @@
+"""Limits of a provider, over several worker processes: what the provider's own log shows."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.calls import most_at_once, most_in_window
+from tests.support.stack import Stack
+from tests.support.valkey import wait_until
+
+#: What counts as a minute here, in seconds.
+WINDOW = 3.0
+AGAIN = {"tries": 6, "first": 0.1, "longest": 0.5, "total": 60}
+PROVIDERS = {
+    "narrow": {"max_concurrency": 3, "retry": AGAIN},
+    "slow": {"requests_per_minute": 5, "retry": AGAIN},
+    "small": {"tokens_per_minute": 100, "retry": AGAIN},
+    "shared": {"max_concurrency": 4, "bulk_share": 0.5, "retry": AGAIN},
+    "adaptive": {"max_concurrency": 8, "retry": AGAIN},
+}
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Stack]:
+    settings = {"LIMIT_WINDOW_SECONDS": str(WINDOW)}
+    with Stack(settings=settings, interactive=2, concurrency=40, providers=PROVIDERS) as stack:
+        yield stack
+        problems = stack.balanced()
+    assert not problems, "\n".join(problems)
+
+
+def test_no_more_calls_at_once_than_the_provider_may_have(limited: Stack) -> None:
+    """Also when a worker that has permits is killed, whose streams others go on with."""
+    limited.backend.reset()
+    with limited.worker("victim", "interactive", 40) as victim, limited.api() as api:
+        fake = {"chunks": 20, "interval_ms": 20}
+        ids = [api.background(f"narrow {n}", model="narrow:fake", fake=fake) for n in range(24)]
+        wait_until(lambda: any(limited.state(i).get("worker", "").split(":")[1:2] == [str(victim.pid)] for i in ids))
+        victim.end(signal.SIGKILL)
+        rows = limited.settled(*ids)
+    assert {row.status.value for row in rows} == {"completed"}
+    calls = limited.backend.completions
+    assert most_at_once(calls) == 3
+    assert len(calls) <= len(ids) + 3, "waiting counts as no try"
+
+
+def test_a_permit_that_comes_free_is_used_at_once(limited: Stack) -> None:
+    """Not when somebody looks again: a hundred short calls one after the other by three permits."""
+    limited.backend.reset()
+    with limited.api() as api:
+        ids = [api.background(f"queue {n}", model="narrow:fake") for n in range(100)]
+        rows = limited.settled(*ids)
+    assert {row.status.value for row in rows} == {"completed"}
+    assert {limited.attempts(row.id)[-1][0] for row in rows} == {1}, "an attempt that only waited is none"
+    calls = limited.backend.completions
+    assert len(calls) == 100
+    assert most_at_once(calls) <= 3
+
+
+def test_no_window_has_more_calls_than_the_limit(limited: Stack) -> None:
+    """With a worker killed in the middle of it."""
+    limited.backend.reset()
+    with limited.worker("victim", "interactive", 40) as victim, limited.api() as api:
+        fake = {"chunks": 5, "interval_ms": 10}
+        ids = [api.background(f"slow {n}", model="slow:fake", fake=fake) for n in range(16)]
+        limited.backend.wait_for(6)
+        victim.end(signal.SIGKILL)
+        rows = limited.settled(*ids)
+    assert {row.status.value for row in rows} == {"completed"}
+    assert most_in_window(limited.backend.completions, WINDOW) <= 5
