@@ -21,6 +21,7 @@ from producers.submit import Caller, Submission
 from schemas.errors import CacheMiss, GenerationFailed, NotFound, TailraceError
 from schemas.request import ChatCompletionRequest, parse_request
 from schemas.states import Queue, State
+from stores.keylimits import Ticket
 
 _DIRECTIVE = re.compile(r"\s*([A-Za-z-]+)(?:\s*=\s*\"?([^\",]*)\"?)?\s*")
 
@@ -35,6 +36,12 @@ class Asked(msgspec.Struct, frozen=True):
     sample: int | None
     only_if_cached: bool
     cancels: bool  # when the client leaves
+    ticket: Ticket | None  # of a key with limits
+
+    @property
+    def headers(self) -> Headers:
+        """What is left of the key's limits."""
+        return {} if self.ticket is None else self.ticket.headers
 
 
 async def read_headers(call: Call) -> Asked:
@@ -57,6 +64,7 @@ async def read_headers(call: Call) -> Asked:
         None if sample is None else integer(sample, name="x-sample", least=0),
         "only-if-cached" in directives,
         cancels(call, key),
+        Ticket(call.context.key_limits, key) if key.limited else None,
     )
 
 
@@ -77,7 +85,8 @@ async def stream(call: Call) -> Any:
     asked = await read_headers(call)
     request = parse_request(await call.body())
     follow = await (accept if asked.after is None else resume)(call, asked, request)
-    return EventStream(follow, SeedFraming(), completion_headers(follow.completion), cancels=asked.cancels)
+    headers = completion_headers(follow.completion) | asked.headers
+    return EventStream(follow, SeedFraming(), headers, cancels=asked.cancels)
 
 
 async def create(call: Call) -> Any:
@@ -90,7 +99,7 @@ async def create(call: Call) -> Any:
         return await respond_async(call, asked, request)
     else:
         follow = await accept(call, asked, request)
-    headers = completion_headers(follow.completion)
+    headers = completion_headers(follow.completion) | asked.headers
     try:
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.get("include_usage"))
@@ -126,10 +135,14 @@ async def open_stream(
 async def respond_async(call: Call, asked: Asked, request: ChatCompletionRequest) -> Reply:
     submission = await submit(call, asked, request, None)
     found = await owned(call, asked.caller, submission.id)
-    headers = completion_headers(found) | {
-        "preference-applied": "respond-async",
-        "location": f"{call.request.scope['path']}/{found.id}",
-    }
+    headers = (
+        completion_headers(found)
+        | asked.headers
+        | {
+            "preference-applied": "respond-async",
+            "location": f"{call.request.scope['path']}/{found.id}",
+        }
+    )
     return Reply(status_body(found), 202, headers)
 
 
@@ -164,6 +177,7 @@ async def submit(call: Call, asked: Asked, request: ChatCompletionRequest, prepa
         sample=asked.sample,
         idempotency_key=asked.idempotency_key,
         prepare=prepare,
+        ticket=asked.ticket,
     )
 
 

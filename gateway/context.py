@@ -19,6 +19,7 @@ from stores.admission import Admission
 from stores.apikeys import KeyRing
 from stores.books import Books
 from stores.config import read_providers
+from stores.keylimits import KeyLimits
 from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
@@ -44,6 +45,7 @@ class Context:
     submitter: Submitter
     admission: Admission
     watching: asyncio.Task[None]
+    key_limits: KeyLimits
     followers: Followers
     finder: Finder
     http: httpx.AsyncClient
@@ -83,6 +85,7 @@ async def open_context(settings: Settings) -> Context:
         submitter=Submitter(redis, catalog, publisher, books),
         admission=admission,
         watching=asyncio.create_task(admission.watch()),
+        key_limits=KeyLimits(redis, books, window_ms=int(settings.limit_window_seconds * 1000)),
         followers=followers,
         finder=followers.finder,
         http=http,

@@ -18,6 +18,7 @@ from schemas.codec import dumps
 from schemas.errors import (
     GenerationFailed,
     InvalidRequest,
+    LimitReached,
     MethodNotAllowed,
     Restarted,
     TailraceError,
@@ -113,6 +114,8 @@ def error_reply(error: TailraceError, headers: Mapping[str, str] | None = None) 
     extra: Headers = dict(headers or {})
     if error.retry_after is not None:
         extra["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, LimitReached):
+        extra |= error.headers
     if isinstance(error, GenerationFailed):
         extra["x-should-retry"] = "false"  # it was accepted and paid for; asking again does it twice
     if isinstance(error, Restarted):

@@ -16,7 +16,8 @@ import msgspec
 from producers.catalog import Catalog
 from producers.publish import Publisher
 from producers.recent import Recent
-from schemas.errors import Conflict, NotFound, Unavailable, Unprocessable
+from schemas.errors import Conflict, NotFound, TailraceError, Unavailable, Unprocessable
+from schemas.estimate import cost_nano, estimate
 from schemas.fingerprint import fingerprint
 from schemas.ids import new_completion_id
 from schemas.keys import scoped_digest
@@ -26,6 +27,7 @@ from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
 from stores.books import Books
 from stores.chunklog import ChunkLog
+from stores.keylimits import Ticket
 from stores.outcomes import AcceptResult
 from stores.redis import Redis
 from stores.scripts import Scripts
@@ -109,14 +111,16 @@ class Submitter:
         sample: int | None = None,
         idempotency_key: str | None = None,
         prepare: Callable[[str], Awaitable[None]] | None = None,
+        ticket: Ticket | None = None,
     ) -> Submission:
         """``prepare`` is given the id and awaited before any worker can hear of it: a place to subscribe.
+        ``ticket``: of a key with limits.
 
-        Raises ModelNotFound, Unprocessable for a reused Idempotency-Key, and Unavailable."""
+        Raises ModelNotFound, Unprocessable for a reused Idempotency-Key, LimitReached and Unavailable."""
         resolved = await self.catalog.resolve(request.model)
         params = request.params()
         digest = self._fingerprint(caller, resolved, params, sample)
-        completion_id = new_completion_id()
+        completion_id = new_id = new_completion_id()
         reservation: Reservation | None = None
         if idempotency_key is not None:
             reservation = await self._reserve(caller, idempotency_key, completion_id, digest)
@@ -148,6 +152,13 @@ class Submitter:
         )
         timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
         encoded = encode_work(work)
+        if ticket is not None:
+            try:
+                record = await self._admit(ticket, record, work, len(encoded))
+            except TailraceError:
+                if idempotency_key is not None and record.id == new_id:
+                    await self._release(caller, idempotency_key)
+                raise
         accepting = asyncio.create_task(self._scripts.accept(record, encoded, timeout_ms=timeout_ms))
         beside: list[Awaitable[None]] = []
         if queue is Queue.INTERACTIVE:
@@ -188,6 +199,13 @@ class Submitter:
 
         self.recent.add(completion_id, len(encoded), again)
         return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
+
+    async def _admit(self, ticket: Ticket, record: Accepted, work: Work, size: int) -> Accepted:
+        prompt, answer = estimate(work.params)
+        price = self.catalog.providers.providers[record.provider].price(record.resolved_model)
+        return await ticket.admit(
+            record, tokens=prompt + answer, size=size, cost_nano=cost_nano(price, prompt, answer)
+        )
 
     async def _take_back(
         self,

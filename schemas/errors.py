@@ -146,6 +146,23 @@ class Unprocessable(TailraceError):
     code = "idempotency_key_reused"
 
 
+class LimitReached(TailraceError):
+    """A limit of the key: 429. ``kind`` is OpenAI's type: requests, tokens or insufficient_quota."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, kind: str, code: str, retry_after: float, headers: dict[str, str]
+    ) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.kind = kind
+        self.headers = headers
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
 class Unavailable(TailraceError):
     """Not accepted, nothing was kept: try again. 503 with Retry-After."""
 

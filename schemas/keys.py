@@ -99,6 +99,10 @@ class Keys:
         """Of a provider with limits, in the partition of its name."""
         return f"{self.prefix}permits:{provider}:{part}"
 
+    def keylimit(self, key_id: str, part: str) -> str:
+        """Of an API key with limits, in the partition of its id."""
+        return f"{self.prefix}keylimit:{key_id}:{part}"
+
     def idempotency(self, digest: str) -> str:
         return f"{self.prefix}idem:{digest}"
 

@@ -49,6 +49,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     metadata: dict[str, str] | None = None
     cache: str = "bypass"
     deadline_ms: int | None = None
+    counted: bool = False  # its tokens count for a limit of its key
     v: int = VERSION
 
 

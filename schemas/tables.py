@@ -47,6 +47,13 @@ api_keys = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
     Column("on_disconnect", Text),  # continue, cancel; NULL is continue
+    # Limits; NULL is none.
+    Column("rpm", BigInteger),  # requests per minute
+    Column("tpm", BigInteger),  # tokens per minute
+    Column("concurrent", BigInteger),  # completions that have not ended
+    Column("queued", BigInteger),  # completions that no worker has begun
+    Column("queued_bytes", BigInteger),  # of their requests
+    Column("budget_nano", BigInteger),  # money in a month, in UTC
 )
 
 #: A row for each accepted completion. ``status`` is ``queued`` until the completion is settled, and then that of its

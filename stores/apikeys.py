@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from threading import Lock, Thread
 
@@ -33,6 +33,11 @@ LOAD_SECONDS, RETRY_SECONDS = 3.0, 1.0
 #: How many unknown key ids are remembered, and for how long, seconds.
 UNKNOWN_KEYS, UNKNOWN_SECONDS = 4096, 10.0
 
+#: The limits that a key may have, as columns.
+LIMITS = ("rpm", "tpm", "concurrent", "queued", "queued_bytes", "budget_nano")
+#: No limit is greater.
+MOST = 2**53
+
 _FORM = re.compile(r"tr-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 #: What is compared with where no row is, so that an unknown id takes the same path as a wrong secret.
 _NO_HASH = hashlib.sha256(b"").hexdigest()
@@ -49,7 +54,17 @@ class ApiKey(msgspec.Struct, frozen=True):
     created_ms: int
     revoked_ms: int | None
     on_disconnect: str | None = None  # for requests without the header of that name
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrent: int | None = None
+    queued: int | None = None
+    queued_bytes: int | None = None
+    budget_nano: int | None = None
     end_user: str | None = None
+
+    @property
+    def limited(self) -> bool:
+        return any(getattr(self, name) is not None for name in LIMITS)
 
 
 class ApiKeys:
@@ -62,15 +77,22 @@ class ApiKeys:
         self._clock = clock
 
     def create(
-        self, name: str, tenant: str, admin: bool = False, *, on_disconnect: OnDisconnect | None = None
+        self,
+        name: str,
+        tenant: str,
+        admin: bool = False,
+        *,
+        on_disconnect: OnDisconnect | None = None,
+        limits: Mapping[str, int | None] | None = None,
     ) -> tuple[ApiKey, str]:
-        """The row of a new key, and the key itself, which can't be had again."""
+        """The row of a new key, and the key itself, which can't be had again. ``limits`` by the names in LIMITS."""
         for field, value in (("name", name), ("tenant", tenant)):
             if not value.strip() or not value.isprintable():
                 raise InvalidRequest(f"The {field} of a key must be printable text.", param=field)
         part = secrets.token_hex(6)
         plaintext = f"tr-{part}-{secrets.token_urlsafe(32)}"
         key = ApiKey(f"key_{part}", tenant, name, _hash(plaintext), admin, self._clock(), None, on_disconnect)
+        key = msgspec.structs.replace(key, **_checked(limits or {}))
         row = {column.name: getattr(key, column.name) for column in api_keys.c}
         with writing(self._engine) as connection:
             connection.execute(insert(api_keys).values(row))
@@ -88,6 +110,12 @@ class ApiKeys:
         with reading(self._engine) as connection:
             rows = connection.execute(statement, {"ids": [*ids]}).all()
         return {row.id: ApiKey(*row) for row in rows}
+
+    def set_limits(self, id: str, limits: Mapping[str, int | None]) -> bool:
+        """Change some limits, by the names in LIMITS; None takes one away. False where there is no such key in use."""
+        change = update(api_keys).where(api_keys.c.id == id, api_keys.c.revoked_ms.is_(None))
+        with writing(self._engine) as connection:
+            return connection.execute(change.values(_checked(limits))).rowcount > 0
 
     def revoke(self, id: str) -> bool:
         """False where there is no such key in use."""
@@ -238,6 +266,13 @@ class KeyRing:
                 self._unknown[id] = now
         while len(self._unknown) > UNKNOWN_KEYS:
             self._unknown.popitem(last=False)
+
+
+def _checked(limits: Mapping[str, int | None]) -> dict[str, int | None]:
+    for name, limit in limits.items():
+        if limit is not None and not 1 <= limit <= MOST:
+            raise InvalidRequest(f"The limit '{name}' of a key must be from 1 to {MOST}.", param=name)
+    return dict(limits)
 
 
 def _key_id(plaintext: str) -> str:

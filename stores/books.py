@@ -247,6 +247,20 @@ class Books:
         with reading(self.engine) as connection:
             return {*connection.scalars(select(_c.id).where(_c.id.in_(ids), over))}
 
+    def costs(self, ids: Sequence[str]) -> dict[str, int]:
+        """The cost of those of some completions that have their usage record; an unknown one is 0."""
+        statement = select(_u.completion_id, _u.cost_nano).where(_u.completion_id.in_(ids))
+        with reading(self.engine) as connection:
+            return {row.completion_id: row.cost_nano or 0 for row in connection.execute(statement)}
+
+    def spent(self, tenant: str, key_id: str, since_ms: int, but: Sequence[str]) -> int:
+        """The known costs of a key's completions that were accepted since then, without some."""
+        statement = select(func.sum(_u.cost_nano)).where(
+            _u.tenant == tenant, _u.created_ms >= since_ms, _u.key_id == key_id, _u.completion_id.not_in(but)
+        )
+        with reading(self.engine) as connection:
+            return int(connection.scalar(statement) or 0)
+
     def stored_log(self, generation_id: str) -> StoredLog | None:
         columns = (_r.head, _r["items"], _r.compressed, _r.base, _r.next)
         with reading(self.engine) as connection:

@@ -128,7 +128,11 @@ class Permits:
         self, provider: Provider, operation: str, *args: Arg, patience: float = PATIENCE
     ) -> list[int]:
         keys = self._keys(provider)
-        parts = ("state", "tags", *(f"{part}:{c}" for c in _CLASSES for part in ("held", "window", "waiting")))
+        parts = (
+            "state",
+            "tags",
+            *(f"{part}:{c}" for c in _CLASSES for part in ("held", "window", "waiting")),
+        )
         limits: list[Arg] = [
             provider.max_concurrency or 0,
             provider.requests_per_minute or 0,

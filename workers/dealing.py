@@ -21,9 +21,7 @@ LOOK_PAUSE, LOOKS = 0.05, 40
 class Dealer:
     """Everything here happens on the control thread's loop."""
 
-    def __init__(
-        self, redis: Redis, permits: Permits, providers: Providers, reconciler: Reconciler
-    ) -> None:
+    def __init__(self, redis: Redis, permits: Permits, providers: Providers, reconciler: Reconciler) -> None:
         self._redis = redis
         self._permits = permits
         self._limited = {name: p for name, p in providers.providers.items() if p.limited}
@@ -37,7 +35,7 @@ class Dealer:
                 self.wake(provider.name, await self._permits.deal(provider))
 
     def wake(self, provider: str, generations: Sequence[str]) -> None:
-        """They have permits reserved. Whoever doesn't hear of it is put back in line by the script, some seconds later."""
+        """They have permits reserved. Who doesn't hear of it is put back in line by the script, some seconds later."""
         for generation in generations:
             task = asyncio.create_task(self._wake(self._limited[provider], generation))
             self._tasks.add(task)
@@ -58,9 +56,9 @@ class Dealer:
                 if state == State.PARKED.value.encode():
                     return await self._reconciler.wake(generation, queue.decode())
                 if state == State.QUEUED.value.encode():
-                    return
+                    return None
                 if state != State.LEASED.value.encode():
                     return self.wake(provider.name, await self._permits.give_back(provider, generation))
                 await asyncio.sleep(LOOK_PAUSE)
         except Unavailable:
-            return
+            return None

@@ -15,6 +15,7 @@ from schemas.providers import Providers
 from schemas.records import Ended
 from schemas.retries import next_try
 from schemas.states import State
+from stores.keylimits import KeyLimits
 from stores.outcomes import NOTHING, Batch, Crashes, EndResult, Left, NotClaimed
 from stores.permits import Permits
 from stores.rows import storable
@@ -57,7 +58,9 @@ class Generator:
         self._worker = worker
         self._lease_ms = lease_ms
         self._crashes = crashes
-        self.gate = Gate(Permits(scripts.redis, window_ms=window_ms))
+        self.gate = Gate(
+            Permits(scripts.redis, window_ms=window_ms), KeyLimits(scripts.redis, window_ms=window_ms)
+        )
         self._tools = Tools(scripts, providers, make_transport(), Appender(scripts), self.gate)
         self.held: dict[str, int] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
@@ -224,4 +227,5 @@ class Generator:
             case EndResult.GAP:
                 raise Behind
             case EndResult.ENDED | EndResult.REPEATED:
+                self.gate.settle(attempt)
                 return state.value

@@ -6,17 +6,19 @@ A provider without limits costs nothing here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from schemas.codec import dumps
 from schemas.errors import ProviderError, Unavailable
+from schemas.estimate import estimate
 from schemas.providers import Provider
 from schemas.retries import retryable
+from stores.keylimits import KeyLimits
 from stores.permits import Held, Outcome, Permits
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ LIFE, RENEW = 15.0, 3.0
 COOL_MS = 250
 #: Waits are spread over this part of them.
 SPREAD = 0.2
-#: Bytes of a request's messages that count as one token, and tokens of an answer whose request sets no limit.
-BYTES_PER_TOKEN, ANSWER_TOKENS = 4, 512
 #: Statuses by which a provider asks for fewer calls.
 SLOW = frozenset({429, 503})
 
@@ -64,8 +64,9 @@ class _Permit:
 class Gate:
     """The permits of a process. ``on_woken`` is told of a provider, and of generations for which it has permits now."""
 
-    def __init__(self, permits: Permits) -> None:
+    def __init__(self, permits: Permits, keys: KeyLimits) -> None:
         self._permits = permits
+        self._keys = keys
         self._held: set[_Permit] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +108,16 @@ class Gate:
                 )
             )
 
+    def settle(self, attempt: Attempt) -> None:
+        """A generation ended: what it used counts for its key's limit of tokens, instead of the estimate."""
+        if attempt.record.counted:
+            self._start(self._settle(attempt))
+
+    async def _settle(self, attempt: Attempt) -> None:
+        record = attempt.record
+        with contextlib.suppress(Unavailable):  # then the estimate counts, for a minute
+            await self._keys.settle(record.key_id, record.id, attempt.usage().total_tokens)
+
     async def close(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
@@ -122,7 +133,7 @@ class Gate:
             claim.fence,
             queue=record.queue,
             tenant=record.tenant,
-            tokens=estimate(attempt.work.params) if provider.tokens_per_minute else 0,
+            tokens=sum(estimate(attempt.work.params)) if provider.tokens_per_minute else 0,
             use_ms=_use_ms(provider),
             ttl_ms=int(LIFE * 1000),
         )
@@ -178,17 +189,11 @@ class Gate:
                 except Unavailable as error:
                     log.warning("the permits for '%s' were not renewed: %s", provider.name, error)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
         """Beside the stream, which doesn't wait for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def estimate(params: dict[str, Any]) -> int:
-    """Tokens that a request may come to."""
-    limit = params.get("max_completion_tokens") or params.get("max_tokens") or ANSWER_TOKENS
-    return len(dumps(params.get("messages", []))) // BYTES_PER_TOKEN + int(limit) * int(params.get("n") or 1)
 
 
 def _use_ms(provider: Provider) -> int:

@@ -50,7 +50,7 @@ local function forget_call(class, call)
   if redis.call('ZREM', lines[class].window, call) == 1 then
     local cost = redis.call('HGET', state, 'tokens:' .. call)
     if cost then
-      redis.call('HINCRBY', state, 'sum:' .. class, -cost)
+      redis.call('HINCRBY', state, 'sum:' .. class, 0 - cost)
       redis.call('HDEL', state, 'tokens:' .. call)
     end
   end

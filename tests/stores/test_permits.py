@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import redis
 from hypothesis import strategies as st
@@ -105,11 +105,17 @@ class Line(RuleBasedStateMachine):
             and not (bulk and held["bulk"] >= self.CONCURRENCY * self.SHARE)
             and (spent == 0 or spent + asked.tokens <= self.TOKENS)
             and not (
-                bulk and self.spent["bulk"] > 0 and self.spent["bulk"] + asked.tokens > self.TOKENS * self.SHARE
+                bulk
+                and self.spent["bulk"] > 0
+                and self.spent["bulk"] + asked.tokens > self.TOKENS * self.SHARE
             )
         )
 
-    @rule(queue=st.sampled_from(["interactive", "bulk"]), tenant=st.sampled_from("abc"), tokens=st.integers(0, 20))
+    @rule(
+        queue=st.sampled_from(["interactive", "bulk"]),
+        tenant=st.sampled_from("abc"),
+        tokens=st.integers(0, 20),
+    )
     def ask(self, queue: str, tenant: str, tokens: int) -> None:
         self.number += 1
         generation, asked = f"g{self.number}", Asked(queue, tenant, tokens, "1:a")
@@ -240,7 +246,8 @@ def test_permits_in_any_order(redis_url: str, redis_client: redis.Redis) -> None
         space = runner.run(context.__aenter__())
         try:
             run_state_machine_as_test(
-                lambda: Line(space, redis_client, runner), settings=examples(60, steps=40)
+                cast("type[Line]", lambda: Line(space, redis_client, runner)),
+                settings=examples(60, steps=40)
             )
         finally:
             redis_client.flushall()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -38,7 +39,9 @@ def test_no_more_calls_at_once_than_the_provider_may_have(limited: Stack) -> Non
     with limited.worker("victim", "interactive", 40) as victim, limited.api() as api:
         fake = {"chunks": 20, "interval_ms": 20}
         ids = [api.background(f"narrow {n}", model="narrow:fake", fake=fake) for n in range(24)]
-        wait_until(lambda: any(limited.state(i).get("worker", "").split(":")[1:2] == [str(victim.pid)] for i in ids))
+        wait_until(
+            lambda: any(limited.state(i).get("worker", "").split(":")[1:2] == [str(victim.pid)] for i in ids)
+        )
         victim.end(signal.SIGKILL)
         rows = limited.settled(*ids)
     assert {row.status.value for row in rows} == {"completed"}
@@ -58,6 +61,52 @@ def test_a_permit_that_comes_free_is_used_at_once(limited: Stack) -> None:
     calls = limited.backend.completions
     assert len(calls) == 100
     assert most_at_once(calls) <= 3
+
+
+def test_no_window_has_more_tokens_than_the_limit(limited: Stack) -> None:
+    """An answer of ten tokens to a short prompt, reserved and then corrected: twenty tokens and some by the provider."""
+    limited.backend.reset()
+    with limited.api() as api:
+        ids = [api.background(f"small {n}", model="small:fake", max_tokens=30) for n in range(12)]
+        rows = limited.settled(*ids)
+    assert {row.status.value for row in rows} == {"completed"}
+    calls = limited.backend.completions
+    assert len(calls) == 12
+    assert 2 <= most_in_window(calls, WINDOW) * 20 <= 100
+
+
+def test_bulk_leaves_interactive_work_its_share(limited: Stack) -> None:
+    """Interactive work begins at once while bulk has all that it may have, and much of it waits."""
+    limited.backend.reset()
+    with limited.api() as api:
+        fake = {"chunks": 200, "interval_ms": 20}
+        gateway = limited.bulk(api, [f"bulk {n}" for n in range(6)], model="shared:fake", fake=fake)
+        limited.backend.wait_for(2)
+        assert api.plain("now", model="shared:fake").status_code == 200
+        asked = [call.body["messages"][-1]["content"] for call in limited.backend.completions]
+        assert asked.index("now") == 2
+        for completion_id in gateway:
+            api.post(f"{CHAT}/{completion_id}/cancel")
+        limited.settled(*gateway)
+    assert most_at_once(limited.backend.completions) <= 3
+
+
+def test_a_provider_that_refuses_is_left_alone_for_as_long_as_it_asks(limited: Stack) -> None:
+    """By all workers, also for requests that were not refused themselves; then all of them are answered."""
+    limited.backend.reset()
+    refusal = {"status": 429, "headers": {"retry-after": "2"}, "error": {"message": "slow down"}}
+    limited.backend.script(*[refusal] * 4)
+    with limited.api() as api:
+        first = [api.background(f"first {n}", model="adaptive:fake") for n in range(4)]
+        refused = limited.backend.wait_for(4)
+        wait_until(lambda: all(call.ended_at is not None for call in refused))
+        wait_until(lambda: limited.redis.hget("tailrace:{p0}:permits:adaptive:state", "factor") is not None)
+        later = [api.background(f"later {n}", model="adaptive:fake") for n in range(12)]
+        rows = limited.settled(*first, *later)
+    assert {row.status.value for row in rows} == {"completed"}
+    calls = limited.backend.completions
+    again = min(call.at for call in calls[4:])
+    assert again - max(call.ended_at or 0 for call in refused) >= 1.9
 
 
 def test_no_window_has_more_calls_than_the_limit(limited: Stack) -> None:
