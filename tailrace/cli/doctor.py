@@ -138,13 +138,15 @@ async def _examine(settings: Settings, stack: Path | None) -> list[Finding]:
 async def _redis(settings: Settings) -> list[Finding]:
     from schemas.errors import TailraceError as ServerError
     from stores import health
+    from stores.limit_health import limit_findings
 
     try:
         redis = await _open(settings)
     except ServerError as error:
         return [health.fail("redis", error.message, "Nothing works without it.")]
     try:
-        return await health.redis_findings(redis, settings)
+        found = await health.redis_findings(redis, settings)
+        return [*found, *await limit_findings(redis, settings)]
     finally:
         redis.close()
 

@@ -56,7 +56,9 @@ def test_requests_per_minute(limited: Stack, second: str) -> None:
     """Over both gateways together; good answers say what is left, and after Retry-After there is room again."""
     with caller(limited, rpm=3) as api:
         there = Api(second, api.api_key, tenant=api.tenant, backend=api.backend)
-        left = [client.plain("count").headers["x-ratelimit-remaining-requests"] for client in (api, there, api)]
+        left = [
+            client.plain("count").headers["x-ratelimit-remaining-requests"] for client in (api, there, api)
+        ]
         assert left == ["2", "1", "0"]
         answer = there.plain("one too many")
         refused(answer, "requests", "requests per minute")
@@ -71,9 +73,12 @@ def test_requests_per_minute(limited: Stack, second: str) -> None:
 
 def test_many_at_once_are_let_in_by_the_limit(limited: Stack, second: str) -> None:
     """No race between gateways lets one more in."""
-    with caller(limited, rpm=7) as api, Api(second, api.api_key, tenant="", backend=api.backend) as there:
-        with ThreadPoolExecutor(16) as pool:
-            answers = [*pool.map(lambda n: (api, there)[n % 2].plain("race").status_code, range(40))]
+    with (
+        caller(limited, rpm=7) as api,
+        Api(second, api.api_key, tenant="", backend=api.backend) as there,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        answers = [*pool.map(lambda n: (api, there)[n % 2].plain("race").status_code, range(40))]
     assert answers.count(200) == 7
     assert answers.count(429) == 33
     assert len(api.provider_requests("race")) == 7
@@ -106,7 +111,9 @@ def test_completions_at_once(limited: Stack) -> None:
         assert api.plain("fourth").status_code == 200
 
 
-@pytest.mark.parametrize(("limits", "words"), [({"queued": 3}, "queued completions"), ({"queued_bytes": 900}, "bytes")])
+@pytest.mark.parametrize(
+    ("limits", "words"), [({"queued": 3}, "queued completions"), ({"queued_bytes": 900}, "bytes")]
+)
 def test_queued_completions_and_their_bytes(limited: Stack, limits: dict[str, int], words: str) -> None:
     """What no worker has begun counts; what runs doesn't."""
     with caller(limited, **limits) as api:

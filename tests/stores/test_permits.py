@@ -246,8 +246,7 @@ def test_permits_in_any_order(redis_url: str, redis_client: redis.Redis) -> None
         space = runner.run(context.__aenter__())
         try:
             run_state_machine_as_test(
-                cast("type[Line]", lambda: Line(space, redis_client, runner)),
-                settings=examples(60, steps=40)
+                cast("type[Line]", lambda: Line(space, redis_client, runner)), settings=examples(60, steps=40)
             )
         finally:
             redis_client.flushall()

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 
+from producers.catalog import Catalog
+from producers.publish import make_publisher
+from producers.submit import Caller, Submitter
+from schemas.request import parse_request
+from schemas.settings import Settings
+from schemas.states import Queue
+from stores.config import read_providers
+from stores.redis import Redis
+from tests.support.api import asking, dump
 from tests.support.calls import most_at_once, most_in_window
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -64,7 +78,7 @@ def test_a_permit_that_comes_free_is_used_at_once(limited: Stack) -> None:
 
 
 def test_no_window_has_more_tokens_than_the_limit(limited: Stack) -> None:
-    """An answer of ten tokens to a short prompt, reserved and then corrected: twenty tokens and some by the provider."""
+    """More is reserved than is used, and corrected: the provider counts twenty tokens for each of these."""
     limited.backend.reset()
     with limited.api() as api:
         ids = [api.background(f"small {n}", model="small:fake", max_tokens=30) for n in range(12)]
@@ -75,19 +89,37 @@ def test_no_window_has_more_tokens_than_the_limit(limited: Stack) -> None:
     assert 2 <= most_in_window(calls, WINDOW) * 20 <= 100
 
 
+def submitted(stack: Stack, body: dict[str, Any]) -> str:
+    """A completion of a batch: its id."""
+
+    async def submit() -> str:
+        settings = Settings(redis_url=stack.valkey.url, providers=stack.folder / "providers.toml")
+        redis = await Redis.open(settings.redis_url)
+        publisher = make_publisher(settings)
+        async with httpx.AsyncClient() as http:
+            catalog = Catalog(read_providers(settings), http)
+            submitter = Submitter(redis, catalog, publisher, stack.books)
+            request = parse_request(dump(body))
+            accepted = await submitter.submit(request, Caller("bulk", "key_bulk"), queue=Queue.BULK)
+        await publisher.close()
+        redis.close()
+        return accepted.id
+
+    return asyncio.run(submit())
+
+
 def test_bulk_leaves_interactive_work_its_share(limited: Stack) -> None:
     """Interactive work begins at once while bulk has all that it may have, and much of it waits."""
     limited.backend.reset()
     with limited.api() as api:
-        fake = {"chunks": 200, "interval_ms": 20}
-        gateway = limited.bulk(api, [f"bulk {n}" for n in range(6)], model="shared:fake", fake=fake)
+        fake = {"chunks": 100, "interval_ms": 20}
+        bulk = [submitted(limited, asking(f"bulk {n}", model="shared:fake", fake=fake)) for n in range(6)]
         limited.backend.wait_for(2)
         assert api.plain("now", model="shared:fake").status_code == 200
         asked = [call.body["messages"][-1]["content"] for call in limited.backend.completions]
         assert asked.index("now") == 2
-        for completion_id in gateway:
-            api.post(f"{CHAT}/{completion_id}/cancel")
-        limited.settled(*gateway)
+        rows = limited.settled(*bulk)
+    assert {row.status.value for row in rows} == {"completed"}
     assert most_at_once(limited.backend.completions) <= 3
 
 
@@ -95,18 +127,33 @@ def test_a_provider_that_refuses_is_left_alone_for_as_long_as_it_asks(limited: S
     """By all workers, also for requests that were not refused themselves; then all of them are answered."""
     limited.backend.reset()
     refusal = {"status": 429, "headers": {"retry-after": "2"}, "error": {"message": "slow down"}}
-    limited.backend.script(*[refusal] * 4)
+    limited.backend.script(refusal)
     with limited.api() as api:
-        first = [api.background(f"first {n}", model="adaptive:fake") for n in range(4)]
-        refused = limited.backend.wait_for(4)
-        wait_until(lambda: all(call.ended_at is not None for call in refused))
-        wait_until(lambda: limited.redis.hget("tailrace:{p0}:permits:adaptive:state", "factor") is not None)
+        first = api.background("first", model="adaptive:fake")
+        (refused,) = limited.backend.wait_for(1)
+        wait_until(lambda: limited.redis.hget("tailrace:{p0}:permits:adaptive:state", "until") is not None)
         later = [api.background(f"later {n}", model="adaptive:fake") for n in range(12)]
-        rows = limited.settled(*first, *later)
+        rows = limited.settled(first, *later)
     assert {row.status.value for row in rows} == {"completed"}
-    calls = limited.backend.completions
-    again = min(call.at for call in calls[4:])
-    assert again - max(call.ended_at or 0 for call in refused) >= 1.9
+    assert min(call.at for call in limited.backend.completions[1:]) - refused.at >= 2
+
+
+def test_the_doctor_tells_of_limits(limited: Stack) -> None:
+    """Each provider with limits, and how far one that refused is slowed."""
+    limited.backend.reset()
+    limited.backend.script({"status": 503, "error": {"message": "overloaded"}})
+    with limited.api() as api:
+        assert api.plain("doctor", model="adaptive:fake").status_code == 200
+    command = [sys.executable, "-m", "tailrace", "doctor", "--json"]
+    told = subprocess.run(
+        command, cwd=limited.folder, env=limited.environment, capture_output=True, text=True
+    )
+    found = {finding["check"]: finding for finding in json.loads(told.stdout)["checks"]}
+    assert "0 of 3 calls at once" in found["limits narrow"]["found"]
+    assert found["limits narrow"]["status"] == "ok"
+    assert "slowed to" in found["limits adaptive"]["found"]
+    assert found["limits adaptive"]["status"] == "warn"
+    assert "limits fake" not in found
 
 
 def test_no_window_has_more_calls_than_the_limit(limited: Stack) -> None:
