@@ -175,7 +175,7 @@ class Stack:
         self.redis_url = f"redis://:{password}@127.0.0.1:{port}/0"
         database = f"sqlite:///{self.folder / 'tailrace.db'}"
         providers = self.folder / "providers.toml"
-        write_providers(providers, {"fake": {"base_url": self.backend_url, "max_concurrency": 1024}})
+        write_providers(providers, {"fake": {"base_url": self.backend_url}})
         self.environment |= {
             "TAILRACE_HOME": str(self.folder),
             "TAILRACE_PROVIDERS": str(providers),

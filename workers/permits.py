@@ -20,6 +20,7 @@ from schemas.providers import Provider
 from schemas.retries import retryable
 from stores.keylimits import KeyLimits
 from stores.permits import Held, Outcome, Permits
+from stores.scripts import HOLDER_PATIENCE
 
 if TYPE_CHECKING:
     from workers.attempt import Attempt
@@ -136,6 +137,7 @@ class Gate:
             tokens=sum(estimate(attempt.work.params)) if provider.tokens_per_minute else 0,
             use_ms=_use_ms(provider),
             ttl_ms=int(LIFE * 1000),
+            patience=HOLDER_PATIENCE,
         )
         if taken.woken:
             self.on_woken(provider.name, taken.woken)
