@@ -37,11 +37,11 @@ def second(limited: Stack) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def caller(stack: Stack, url: str | None = None, **limits: int) -> Api:
+def caller(stack: Stack, **limits: int) -> Api:
     """A client whose new key has limits."""
     tenant = stack.tenant()
     _, key = stack.keys.create("limited", tenant, limits=limits)
-    return Api(url or stack.url, key, tenant=tenant, backend=stack.backend)
+    return Api(stack.url, key, tenant=tenant, backend=stack.backend)
 
 
 def refused(answer: httpx.Response, kind: str, words: str, code: str = "rate_limit_exceeded") -> None:
