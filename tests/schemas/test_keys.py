@@ -12,13 +12,14 @@ from schemas.keys import PARTITIONS_KEY, Keys, scoped_digest
 
 
 def names(keys: Keys) -> list[str]:
-    """Every key and channel of a partition, with an argument where one is taken."""
+    """Every key and channel of a partition, with arguments where some are taken."""
     found: list[str] = []
     for name, member in inspect.getmembers(Keys):
         if isinstance(member, property) and name != "prefix":
             found.append(getattr(keys, name))
         elif inspect.isfunction(member) and not name.startswith("_"):
-            found.append(getattr(keys, name)("x"))
+            arguments = ["x"] * (len(inspect.signature(member).parameters) - 1)
+            found.append(getattr(keys, name)(*arguments))
     return found
 
 

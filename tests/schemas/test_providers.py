@@ -76,6 +76,7 @@ def test_a_provider_has_what_its_table_says(providers: Providers) -> None:
         "max_concurrency": 64,
         "requests_per_minute": 6000,
         "tokens_per_minute": 100000,
+        "bulk_share": 0.8,
         "timeout": {"connect": 5, "first_chunk": 120, "between_chunks": 60, "total": 900},
         "retry": {"tries": 3, "total": 100, "first": 1, "longest": 20},
         "supports_prefill": True,
