@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.errors import LimitReached
+from schemas.errors import LimitReached, Unavailable
 from schemas.keys import Keys
 from schemas.records import Accepted
 from schemas.states import State
@@ -79,6 +79,8 @@ class KeyLimits:
             headers = _headers(key, Admitted(*answer[2:]))
             if verdict == "ok":
                 return headers
+            if verdict == "refresh" and verdict in refreshed:
+                raise Unavailable("The database is too slow to say what the key has spent. Try again.")
             if verdict in ("rpm", "tpm") or verdict in refreshed or len(refreshed) >= REFRESHES:
                 raise _reached(key, verdict, wait_ms, headers)
             refreshed.add(verdict)
