@@ -32,22 +32,41 @@ class Catalog:
         self._asking: dict[str, asyncio.Task[frozenset[str] | None]] = {}
 
     async def resolve(self, model: str) -> Resolved:
-        """Raises ModelNotFound for a name that its provider is known not to have."""
+        """Without the targets of an alias whose provider is known not to have the model.
+
+        Raises ModelNotFound where none is left.
+        """
         resolved = self.providers.resolve(model)
-        names = await self.names(resolved.provider)
-        if names is not None and resolved.model not in names:
+        for target in resolved.targets[1:]:  # all that were never had are asked for at once
+            self._look_up(target.provider)
+        lists = [await self.names(target.provider) for target in resolved.targets]
+        targets = tuple(
+            target
+            for target, names in zip(resolved.targets, lists, strict=True)
+            if names is None or target.model in names
+        )
+        if not targets:
+            said = "; ".join(
+                f"the provider '{t.provider}' has no model '{t.model}'" for t in resolved.targets
+            )
             raise ModelNotFound(
-                f"The provider '{resolved.provider}' has no model '{resolved.model}'. "
-                "GET /v1/models lists the models that can be asked for.",
+                f"{said[0].upper()}{said[1:]}. GET /v1/models lists the models that can be asked for.",
                 param="model",
             )
-        return resolved
+        return Resolved(model, targets[0].provider, targets[0].model, targets)
+
+    def _look_up(self, name: str) -> None:
+        provider = self.providers.providers[name]
+        if provider.models is None and provider.base_url and name not in self._lists:
+            self._ask(name, provider)
 
     async def names(self, name: str) -> frozenset[str] | None:
         """The models of one provider; None where it has no list."""
         provider = self.providers.providers[name]
         if provider.models is not None:
             return frozenset(provider.models)
+        if not provider.base_url:
+            return None
         known = self._lists.get(name)
         if known is not None:
             until, names = known

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
+import hiredis
 import httpx
 from celery import Celery
 
 from producers.catalog import auth_headers
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, Unavailable
 from schemas.messaging import celery_config
 from schemas.providers import Provider
 from schemas.settings import Settings
 from schemas.states import Queue
+from stores.circuits import CircuitStore
 from stores.config import read_providers
-from stores.health import Finding, fail, ok, warn
+from stores.health import Finding, ago, fail, ok, warn
+from stores.redis import Redis
 
 #: How long the broker and a provider may take to answer, in seconds.
 PATIENCE = 5
@@ -66,8 +70,34 @@ def _workers(app: Any, connection: Any) -> list[Finding]:
     return found
 
 
+async def circuits(settings: Settings, redis: Redis) -> list[Finding]:
+    """Providers that workers don't ask, because they don't answer."""
+    try:
+        names = read_providers(settings).providers
+    except ConfigurationError:
+        return []  # `providers` says so
+    try:
+        states = await CircuitStore(redis).states(names)
+    except (Unavailable, hiredis.ReplyError):
+        return []  # what else is asked of Redis says so
+    opened = {name: state for name, state in states.items() if state.wait_ms is not None}
+    return [
+        *(
+            fail(
+                f"circuit {name}",
+                f"open for {ago(state.open_ms)}: {state.failures} calls in a row were not answered, the last one with "
+                f"{state.reason}",
+                "Work for it waits, or goes to the next target of its alias. Look at the provider.",
+            )
+            for name, state in opened.items()
+        ),
+        ok("circuits", f"{len(names) - len(opened)} of {len(names)} providers are asked"),
+    ]
+
+
 async def providers(settings: Settings) -> list[Finding]:
-    """Each provider answers ``GET …/models``, or at least something, and takes our key."""
+    """Each provider answers ``GET …/models``, or at least something, and takes our key; one that plays recordings has
+    its file."""
     try:
         configured = read_providers(settings)
     except ConfigurationError as error:
@@ -78,6 +108,8 @@ async def providers(settings: Settings) -> list[Finding]:
 
 async def _provider(client: httpx.AsyncClient, name: str, provider: Provider) -> Finding:
     check = f"provider {name}"
+    if provider.kind == "replay":
+        return await asyncio.to_thread(_recordings, check, Path(provider.file))
     try:
         answer = await client.get(f"{provider.base_url}/models", headers=auth_headers(provider))
     except httpx.HTTPError as error:
@@ -98,3 +130,9 @@ async def _provider(client: httpx.AsyncClient, name: str, provider: Provider) ->
     if answer.status_code >= 500:
         return warn(check, found, "Look at the provider.")
     return ok(check, found)
+
+
+def _recordings(check: str, file: Path) -> Finding:
+    if file.is_file():
+        return ok(check, f"plays {file}")
+    return fail(check, f"there is no file {file}", "Make recordings, or mend its 'file'.")

@@ -38,10 +38,14 @@ class BadChunk(ValueError):
 
 
 class Head(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What all chunks of a generation share: fields of the chunk, and fields of its only choice."""
+    """What all chunks of a generation share: fields of the chunk, and fields of its only choice.
+
+    ``by`` is the provider and the model that said them, where these are not the ones that were meant at first.
+    """
 
     top: dict[str, Any] = {}
     choice: dict[str, Any] = {}
+    by: tuple[str, str] | None = None
 
 
 def loads(text: bytes | str) -> Any:
@@ -93,11 +97,12 @@ class ChunkEncoder:
 
     After the first ``encode`` the attempt's ``head`` stands. ``finished`` tells which choices have their
     ``finish_reason``; ``usage`` is the last one that the provider sent; ``error`` what it put in place of a chunk.
-    With a ``head`` the items are for a log that has it, and goes on.
+    With a ``head`` the items are for a log that has it, and goes on; ``by`` goes into one that is new.
     """
 
-    def __init__(self, head: bytes | None = None) -> None:
+    def __init__(self, head: bytes | None = None, *, by: tuple[str, str] | None = None) -> None:
         self._head: Head | None = decode_head(head) if head else None
+        self._by = by
         self._fast_prefix: bytes | None = None
         self._fast_suffix = b""
         self._seen_choices: set[int] = set()
@@ -177,6 +182,7 @@ class ChunkEncoder:
                 choice={k: v for k, v in extra.items() if k not in ("index", "delta", "finish_reason")}
                 if _is_constant(extra)
                 else {},
+                by=self._by,
             )
         head = self._head
         if chunk != head.top or not _same_types(chunk, head.top):
@@ -292,7 +298,8 @@ def decode_item(item: bytes, head: Head) -> dict[str, Any]:
 
 def decode_head(data: bytes | str) -> Head:
     value: dict[str, Any] = loads(data) if data else {}
-    return Head(top=value.get("top", {}), choice=value.get("choice", {}))
+    by = value.get("by")
+    return Head(top=value.get("top", {}), choice=value.get("choice", {}), by=tuple(by) if by else None)
 
 
 def split_items(payload: bytes) -> list[bytes]:
@@ -306,7 +313,8 @@ class Renderer:
     ``flat_logprobs`` adds the seed's flat keys beside OpenAI's, as its endpoint promises.
     """
 
-    __slots__ = ("_content", "_flat", "_head", "_own", "_reason_a", "_reason_b", "_reason_c", "_tail", "_top")
+    __slots__ = ("_content", "_fields", "_flat", "_head", "_own", "_reason_a", "_reason_b", "_reason_c", "_tail",
+                 "_top")  # fmt: skip
 
     def __init__(
         self,
@@ -318,7 +326,7 @@ class Renderer:
         resolved_provider: str,
         flat_logprobs: bool = False,
     ) -> None:
-        own = {
+        self._fields = {
             "id": completion,
             "object": "chat.completion.chunk",
             "created": created,
@@ -326,13 +334,16 @@ class Renderer:
             "resolved_model": resolved_model,
             "resolved_provider": resolved_provider,
         }
-        self._own = dumps(own)[:-1] + b","
         self._flat = flat_logprobs
         self.set_head(_EMPTY_HEAD)
 
     def set_head(self, data: bytes) -> None:
         head = decode_head(data)
         self._head = head
+        fields = self._fields
+        if head.by is not None:
+            fields = fields | {"resolved_provider": head.by[0], "resolved_model": head.by[1]}
+        self._own = dumps(fields)[:-1] + b","
         extra = dumps(head.choice)[1:-1]
         top = dumps(head.top)[1:-1]
         start = self._own + (top + b"," if top else b"")

@@ -95,6 +95,10 @@ class Keys:
     def rank(self, role: str) -> str:
         return f"{self.prefix}lock:{role}:rank"
 
+    def circuit(self, provider: str) -> str:
+        """Calls of a provider that failed in a row, and whether it is asked at all. All are in partition 0."""
+        return f"{self.prefix}circuit:{provider}"
+
     def idempotency(self, digest: str) -> str:
         return f"{self.prefix}idem:{digest}"
 

@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -62,6 +64,15 @@ class Retry(_Table):
     longest: Seconds = 30.0
 
 
+class Circuit(_Table):
+    """When a provider counts as down, for all workers: after ``failures`` calls in a row that it didn't answer (0: it
+    never does). Every ``pause`` seconds one call is let through then, until one is answered.
+    """
+
+    failures: Annotated[int, Field(ge=0)] = 5
+    pause: Seconds = 10.0
+
+
 class Price(_Table):
     """Per million tokens. ``cached_input`` is ``input`` where it is not given."""
 
@@ -91,14 +102,29 @@ def _variable_name(name: str) -> str:
     return name
 
 
+def _beside(path: str, info: ValidationInfo) -> str:
+    """A path in providers.toml counts from the folder of that file."""
+    context = cast("dict[str, Path] | None", info.context) or {}
+    return str(context.get("folder", Path()) / path)
+
+
+#: What only one kind has: the field that it can't be without, and the others.
+_OF_KIND = {"openai": ("base_url", "api_key_env"), "replay": ("file", "speed")}
+
+
 class Provider(_Table):
-    """One ``[providers.<name>]`` table: a server that speaks ``/chat/completions``."""
+    """One ``[providers.<name>]`` table. Of the kind ``openai`` is any server that speaks ``/chat/completions``;
+    ``replay`` plays recorded streams from a file.
+    """
 
     #: The table's own name; not a field of the file.
     name: str = ""
-    kind: Literal["openai"] = "openai"
-    #: Without a trailing slash.
-    base_url: Annotated[str, AfterValidator(_http_url)]
+    kind: Literal["openai", "replay"] = "openai"
+    #: Without a trailing slash; empty for a kind that has none.
+    base_url: Annotated[str, AfterValidator(_http_url)] = ""
+    #: The recordings of ``replay``, and how much faster than they were made they are played; 0 is at once.
+    file: Annotated[str, Field(min_length=1), AfterValidator(_beside)] = ""
+    speed: Annotated[float, Field(ge=0)] = 1.0
     #: The environment variable that holds the key.
     api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = None
     #: Calls at once, over all workers together.
@@ -107,11 +133,22 @@ class Provider(_Table):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     timeout: Timeout = Timeout()
     retry: Retry = Retry()
+    circuit: Circuit = Circuit()
     supports_prefill: bool = False
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     models: Annotated[list[Name], Field(min_length=1)] | None = None
     #: By model; ``*`` is any other one.
     prices: dict[str, Price] = {}
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        for kind, (required, *others) in _OF_KIND.items():
+            given = self.model_fields_set & {required, *others}
+            if kind == self.kind and required not in given:
+                raise _misfit(f"providers.{self.name}.{required}", "is required")
+            if kind != self.kind and given:
+                raise _misfit(f"providers.{self.name}.{min(given)}", f"is for kind = '{kind}' only")
+        return self
 
     def listed(self, model: str) -> bool | None:
         """Whether ``models`` has it; None where the configuration lists no models."""
@@ -221,7 +258,7 @@ def load_providers(text: str, *, source: str) -> Providers:
     Raises ConfigurationError with one line that names file, field and what to change.
     """
     try:
-        return Providers.model_validate(tomllib.loads(text))
+        return Providers.model_validate(tomllib.loads(text), context={"folder": Path(source).parent})
     except ValidationError as error:
         param, sentence = _explain(error.errors(include_url=False, include_input=False)[0])
     except RecursionError:
@@ -252,6 +289,8 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
             table = Timeout
         case ("providers", _, "retry"):
             table = Retry
+        case ("providers", _, "circuit"):
+            table = Circuit
         case ("providers", _, "prices", _):
             table = Price
         case _:

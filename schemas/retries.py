@@ -53,6 +53,33 @@ def retryable(error: Exception) -> bool:
     return error.code in _HEALING_CODES or bool(words & _HEALING_WORDS)
 
 
+def answered(error: ProviderError) -> bool:
+    """Whether the provider is up all the same: it said that it will not, or what is wrong with the call."""
+    status = error.provider_status
+    return status is not None and not 500 <= status <= 599
+
+
+def is_down(error: ProviderError) -> bool:
+    """Whether a call that failed before its first chunk says that the provider is down, whatever it is asked."""
+    return retryable(error) and not answered(error)
+
+
+def fails_over(error: ProviderError) -> bool:
+    """Whether another provider may do what this one did not. Not where the request itself is at fault, and not after
+    the total timeout of a call: that one has been paid for.
+
+    A key that is refused (401, 403) and an account without money are matters of this provider alone; an operator reads
+    of them in the log and from ``tailrace doctor``.
+    """
+    words = {error.code.lower(), error.error_type.lower()}
+    return (
+        retryable(error)
+        or error.provider_status in (401, 403)
+        or bool(words & _EXHAUSTED_WORDS)
+        or error.code in ("provider_bad_chunk", "provider_unknown")
+    )
+
+
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that a provider asks to wait, between 0 and ``LONGEST_RETRY_AFTER``; None where it doesn't say.
 

@@ -14,7 +14,7 @@ import msgspec
 from schemas.codec import split_items
 from schemas.records import Accepted, StoredLog, decode_record
 from schemas.states import ENDED, State
-from stores.outcomes import EndEntry
+from stores.outcomes import EndEntry, decode_target
 from stores.redis import PATIENCE, Redis
 from stores.wire import Arg
 
@@ -22,11 +22,11 @@ from stores.wire import Arg
 PAGE = 512
 
 _FIELDS = ("state", "attempt", "next", "base", "created_ms", "head", "info", "end", "cancel", "ended_ms", "leased_ms",
-           "metadata")  # fmt: skip
+           "metadata", "target")  # fmt: skip
 
 
 class LogState(msgspec.Struct, frozen=True):
-    """A generation as its hash shows it."""
+    """A generation as its hash shows it. ``provider`` and ``model`` are those of its last attempt."""
 
     generation: str
     state: State
@@ -40,6 +40,8 @@ class LogState(msgspec.Struct, frozen=True):
     cancelling: bool
     ended_ms: int | None
     leased_ms: int | None
+    provider: str
+    model: str
 
     @property
     def ended(self) -> bool:
@@ -191,6 +193,7 @@ class ChunkLog:
             ended_ms,
             leased_ms,
             metadata,
+            target,
         ) = values
         if state is None or info is None:
             return None
@@ -198,6 +201,8 @@ class ChunkLog:
         assert isinstance(record, Accepted)
         if metadata is not None:
             record = msgspec.structs.replace(record, metadata=_metadata_decoder.decode(metadata))
+        first = (record.provider, record.resolved_model)
+        provider, model = decode_target(target) if target else first
         return LogState(
             generation=generation,
             state=State(state.decode()),
@@ -211,4 +216,6 @@ class ChunkLog:
             cancelling=cancel is not None,
             ended_ms=int(ended_ms) if ended_ms else None,
             leased_ms=int(leased_ms) if leased_ms else None,
+            provider=provider,
+            model=model,
         )

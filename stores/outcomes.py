@@ -40,11 +40,21 @@ class Claim(msgspec.Struct, frozen=True):
     #: What the chunks of the log have in common.
     head: bytes = b""
     call: str = ""
+    #: The provider and model that the last attempt asked, where they are not the first ones.
+    target: tuple[str, str] | None = None
 
     @property
     def fence(self) -> str:
         """The fencing token. Where a rollback of Redis gives a number twice, it still names one claim."""
         return f"{self.attempt}:{self.call}"
+
+
+_target_decoder = msgspec.json.Decoder(tuple[str, str])
+
+
+def decode_target(data: bytes) -> tuple[str, str]:
+    """A provider and a model, as a generation's state has them."""
+    return _target_decoder.decode(data)
 
 
 class NotClaimed(msgspec.Struct, frozen=True):

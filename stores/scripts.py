@@ -11,6 +11,7 @@ from secrets import token_hex
 from typing import Literal
 
 import hiredis
+import msgspec
 
 from schemas.errors import Unavailable
 from schemas.records import Accepted, Attempted, Ended, open_record
@@ -29,6 +30,7 @@ from stores.outcomes import (
     NotClaimed,
     Rank,
     Renewal,
+    decode_target,
     end_entry,
 )
 from stores.redis import PATIENCE, Redis, Script
@@ -38,7 +40,7 @@ _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("re
 _END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
 _ANNOTATE, _REAP, _LEAVE, _RESTART = Script("annotate"), Script("reap"), Script("leave"), Script("restart")
 _REQUEUE, _SETBACK, _MARK = Script("requeue"), Script("setback"), Script("mark")
-_BURY, _REVIVE = Script("bury"), Script("revive")
+_BURY, _REVIVE, _FAILOVER = Script("bury"), Script("revive"), Script("failover")
 
 #: How far ahead indexes go on where Redis may have lost chunks that somebody has read.
 SKIP = 1_000_000
@@ -122,7 +124,21 @@ class Scripts:
         )
         if answer[0] != b"claimed":
             return NotClaimed(answer[0].decode())
-        _, attempt, next_index, base, created_ms, request, info, tries, waited_ms, skip, head, call = answer
+        (
+            _,
+            attempt,
+            next_index,
+            base,
+            created_ms,
+            request,
+            info,
+            tries,
+            waited_ms,
+            skip,
+            head,
+            call,
+            target,
+        ) = answer
         return Claim(
             generation=generation,
             attempt=attempt,
@@ -136,6 +152,7 @@ class Scripts:
             skip=bool(skip),
             head=head,
             call=call.decode(),
+            target=decode_target(target) if target else None,
         )
 
     async def renew(
@@ -234,10 +251,30 @@ class Scripts:
         )
         return answer.decode()  # type: ignore[return-value]
 
+    async def failover(
+        self, claim: Claim, target: tuple[str, str], past: Attempted | None, *, call: str
+    ) -> Claim | None:
+        """Turn an attempt to another target. With ``past``, the record of a call that failed, this is the next one,
+        and ``call`` its own word. None for a stale attempt; its number is 0 where a cancel is asked for instead.
+        """
+        keys = self.redis.keys(claim.generation)
+        number: int = await self.redis.script(
+            keys.partition,
+            _FAILOVER,
+            [keys.gen(claim.generation)],
+            [claim.fence, msgspec.json.encode(target), b"" if past is None else open_record(past), call],
+            patience=HOLDER_PATIENCE,
+        )
+        if number < 0:
+            return None
+        return msgspec.structs.replace(
+            claim, attempt=number, target=target, call=claim.call if past is None else call
+        )
+
     async def leave(
         self,
         generation: str,
-        past: Attempted,
+        past: Attempted | None,
         batch: Batch = NOTHING,
         *,
         crashes: Crashes,
@@ -249,8 +286,12 @@ class Scripts:
     ) -> Left:
         """Give an attempt up: its generation is parked for ``pause_ms``, or (0) waits to be recovered at once.
 
-        ``failed`` counts a provider call that failed. ``fence`` is the attempt's number where it isn't given.
+        ``failed`` counts a provider call that failed. ``past`` None: no provider was asked. ``fence`` is the attempt's
+        number, as in ``past``, where it isn't given.
         """
+        if fence is None:
+            assert past is not None
+            fence = past.number
         keys = self.redis.keys(generation)
         return Left(
             await self.redis.script(
@@ -268,7 +309,7 @@ class Scripts:
                 ],
                 [
                     generation,
-                    past.number if fence is None else fence,
+                    fence,
                     batch.first,
                     batch.count,
                     batch.items,
@@ -277,7 +318,7 @@ class Scripts:
                     int(failed),
                     int(skip),
                     crashes.suspicious,
-                    open_record(past),
+                    b"" if past is None else open_record(past),
                 ],
                 patience=patience,
             )

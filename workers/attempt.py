@@ -13,20 +13,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import httpx
-
-from producers.catalog import auth_headers
 from producers.submit import Work, decode_work
 from schemas.codec import BadChunk, ChunkEncoder, dumps
 from schemas.errors import DeadlineExceeded, ProviderError, TailraceError
-from schemas.providers import Provider, Providers, upstream_body
+from schemas.providers import Provider, Providers, Target
 from schemas.records import Accepted, Attempted, Usage, decode_record
 from schemas.replay import Diverged, Replay, published_text, without_role
 from stores.chunklog import ChunkLog
-from stores.outcomes import Claim
+from stores.outcomes import Batch, Claim
 from stores.scripts import Scripts
 from workers.logwriter import Appender, Fenced, LogWriter
-from workers.upstream import DONE, Patience, open_stream, provider_error
+from workers.patience import Patience
+from workers.providers import Backends
+from workers.providers.kind import DONE, Call, provider_error
 
 #: How long the bytes after ``[DONE]`` are waited for, in seconds.
 LAST_BYTES = 0.02
@@ -42,26 +41,42 @@ class Tools:
 
     scripts: Scripts
     providers: Providers
-    transport: httpx.AsyncBaseTransport
+    backends: Backends
     appender: Appender
 
 
 class Attempt:
-    """``claim`` gives it the right to write; ``on_cancel`` is called when Redis says that a cancel is asked for."""
+    """``claim`` gives it the right to write, and says whom it asks; ``on_cancel`` is called when Redis says that a
+    cancel is asked for, ``on_answer`` when the provider begins to answer.
+    """
 
-    def __init__(self, tools: Tools, claim: Claim, *, on_cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        claim: Claim,
+        *,
+        on_cancel: Callable[[], None],
+        on_answer: Callable[[Attempt], None],
+    ) -> None:
         self.claim = claim
         self.work: Work = decode_work(claim.request)
         record = decode_record(claim.info)
         assert isinstance(record, Accepted)
         self.record = record
+        self.target = Target(*(claim.target or (record.provider, record.resolved_model)))
         self.writer = LogWriter(tools.appender, claim, on_cancel=on_cancel)
-        self.encoder = ChunkEncoder()
+        self.encoder = self._new_encoder()
+        self.answered = False
+        self._on_answer = on_answer
         self._tools = tools
         self._started = asyncio.get_running_loop().time()
         self._take: Callable[[bytes], Awaitable[list[bytes]]] | None = None
         self._replay: Replay | None = None
         self._heard: list[bytes] = []
+
+    def published(self, rest: Batch) -> bool:
+        """Whether any chunk is in the log, or in the ``rest`` that the writer has left for it."""
+        return rest.first + rest.count > 0
 
     @property
     def age(self) -> float:
@@ -72,8 +87,8 @@ class Attempt:
         """The record of this attempt, where it does not end its generation."""
         return Attempted(
             number=self.claim.attempt,
-            provider=self.record.provider,
-            model=self.record.resolved_model,
+            provider=self.target.provider,
+            model=self.target.model,
             state=state,
             usage=self.usage(),
         )
@@ -99,15 +114,8 @@ class Attempt:
 
     @property
     def provider(self) -> Provider:
-        """Raises ProviderError where this worker's providers.toml doesn't have it."""
-        provider = self._tools.providers.providers.get(self.record.provider)
-        if provider is None:
-            raise ProviderError(
-                f"The worker's providers.toml has no provider '{self.record.provider}': give all processes the same "
-                "file.",
-                code="provider_unknown",
-            )
-        return provider
+        """Raises KeyError where this worker's providers.toml doesn't have it."""
+        return self._tools.providers.providers[self.target.provider]
 
     async def time_left(self) -> float | None:
         """Seconds to the request's deadline by Redis's clock; None without one."""
@@ -119,6 +127,7 @@ class Attempt:
 
     async def stream(self) -> None:
         """Returns when the answer is whole. Raises ProviderError, DeadlineExceeded, Fenced, Behind and Unavailable."""
+        backend = self._tools.backends[self.target.provider]
         provider = self.provider
         left = await self.time_left()
         if left is not None and left <= 0:
@@ -130,19 +139,19 @@ class Attempt:
             params = await self._go_on(provider)
         else:
             self.writer.begin(self.encoder, base=self.claim.next)
-        body = upstream_body(
-            params, provider=provider, model=self.record.resolved_model, end_user=self.work.end_user
-        )
-        with Patience(provider, left) as patience:
+        call = Call(params, self.target.model, self.work.end_user)
+        with Patience(provider, left, on_first=self._first) as patience:
             try:
-                async with open_stream(
-                    self._tools.transport, provider, auth_headers(provider), body
-                ) as pieces:
+                async with backend.stream(call) as pieces:
                     await self._read(provider, patience, pieces)
             except asyncio.CancelledError:
                 if patience.expired is not None:
                     raise patience.error() from None
                 raise
+
+    def _first(self) -> None:
+        self.answered = True
+        self._on_answer(self)
 
     async def _read(self, provider: Provider, patience: Patience, pieces: Any) -> None:
         done = False
@@ -268,11 +277,15 @@ class Attempt:
     async def _abandon(self) -> list[bytes]:
         """The attempt says something else than what is published: all that it said so far, after a restart."""
         self._replay = None
-        self.encoder = ChunkEncoder()
+        self.encoder = self._new_encoder()
         items = [item for data in self._heard if (item := self.encoder.encode(data)) is not None]
         self._heard.clear()
         await self._restart()
         return items
+
+    def _new_encoder(self) -> ChunkEncoder:
+        first = Target(self.record.provider, self.record.resolved_model)
+        return ChunkEncoder(by=None if self.target == first else (self.target.provider, self.target.model))
 
     async def _restart(self) -> None:
         self._take = None

@@ -8,24 +8,32 @@ import asyncio
 import contextlib
 import logging
 import random
+from dataclasses import dataclass
 from enum import Enum
+from secrets import token_hex
+
+import msgspec
 
 from schemas.errors import Failure, ProviderError, TailraceError, Unavailable
-from schemas.providers import Providers
-from schemas.records import Ended
-from schemas.retries import next_try
+from schemas.providers import Providers, Retry, Target
+from schemas.records import Attempted, Ended
+from schemas.retries import answered, fails_over, is_down, next_try
 from schemas.states import State
-from stores.outcomes import NOTHING, Batch, Crashes, EndResult, Left, NotClaimed
+from stores.outcomes import NOTHING, Batch, Claim, Crashes, EndResult, Left, NotClaimed
 from stores.rows import storable
 from stores.scripts import Scripts
 from workers.attempt import Attempt, Tools
+from workers.circuits import Circuits
 from workers.logwriter import Appender, Behind, Fenced
-from workers.upstream import make_transport
+from workers.providers import Backends
+from workers.route import Route
 
 log = logging.getLogger("tailrace.worker")
 
 #: No finish reason is kept beyond this length.
 FINISH_REASON_LENGTH = 100
+#: Work that waits for an open circuit comes back over so long a part of that time more, not all of it at once.
+SPREAD = 0.25
 
 
 class Stop(Enum):
@@ -33,6 +41,17 @@ class Stop(Enum):
 
     CANCEL = "cancel"
     RELEASE = "release"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a stream ended: the state to end in, and why; ``error`` where the provider failed. ``released``: it didn't,
+    and another worker is to go on."""
+
+    state: State
+    failure: Failure | None = None
+    error: ProviderError | None = None
+    released: bool = False
 
 
 class Generator:
@@ -48,7 +67,9 @@ class Generator:
         self._worker = worker
         self._lease_ms = lease_ms
         self._crashes = crashes
-        self._tools = Tools(scripts, providers, make_transport(), Appender(scripts))
+        self._tools = Tools(scripts, providers, Backends(providers), Appender(scripts))
+        self.circuits = Circuits(scripts.redis, providers)
+        self.circuits.start()
         self.held: dict[str, int] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, Stop] = {}
@@ -62,10 +83,7 @@ class Generator:
             return claimed.reason
         self.held[generation] = claimed.attempt
         try:
-            attempt = Attempt(
-                self._tools, claimed, on_cancel=lambda: self.cancel(generation, claimed.attempt)
-            )
-            return await self._carry(attempt)
+            return await self._carry(self._attempt(claimed))
         finally:
             self.held.pop(generation, None)
 
@@ -92,7 +110,8 @@ class Generator:
                 task.cancel()
 
     async def close(self) -> None:
-        await self._tools.transport.aclose()
+        await self.circuits.close()
+        await self._tools.backends.close()
 
     def _stop(self, generation: str, attempt: int, why: Stop) -> None:
         task = self._streams.get(generation)
@@ -100,32 +119,94 @@ class Generator:
             self._stops[generation] = why
             task.cancel()
 
+    def _attempt(self, claim: Claim) -> Attempt:
+        return Attempt(
+            self._tools,
+            claim,
+            on_cancel=lambda: self.cancel(claim.generation, claim.attempt),
+            on_answer=lambda attempt: self.circuits.answered(attempt.target.provider),
+        )
+
     async def _carry(self, attempt: Attempt) -> str:
-        generation, number = attempt.claim.generation, attempt.claim.attempt
+        generation = attempt.claim.generation
+        route = Route(attempt, self.circuits)
+        past: Attempted | None = None
+        batch = NOTHING
         try:
-            state, failure, pause = await self._streamed(attempt)
-            batch = await attempt.writer.rest()
-            if pause is not None:
-                return await self._leave(attempt, batch, pause)
-            return await self._end(attempt, batch, state, failure)
+            while (target := await route.next()) is not None:
+                turned = await self._turn(attempt, target, past)
+                if turned is None:
+                    return await self._end(attempt, batch, State.CANCELLED, None)
+                attempt = turned
+                try:
+                    ending = await self._streamed(attempt)
+                    if ending.error is not None:
+                        await self._note(attempt, ending.error)
+                finally:
+                    self.circuits.leave(target.provider, generation)
+                batch = await attempt.writer.rest()
+                if ending.released:
+                    return await self._leave(attempt, batch, attempt.past("released"))
+                error = ending.error
+                if error is None:
+                    return await self._end(attempt, batch, ending.state, ending.failure)
+                if not fails_over(error):
+                    route.failures.clear()
+                route.failures.append((target, error))
+                if not fails_over(error) or attempt.published(batch):
+                    break
+                past = attempt.past("failed")
+            if not route.failures:
+                return await self._wait_for_circuit(attempt, route)
+            return await self._fail(attempt, batch, route)
         except Fenced:
+            number = attempt.claim.attempt
             log.warning("%s: attempt %d was fenced off", generation, number)
             with contextlib.suppress(Unavailable):
                 await self._scripts.setback(generation, number, attempt.writer.published)
             return "fenced"
         except Behind:
-            log.warning("%s: Redis lost chunks of attempt %d; it starts again", generation, number)
+            log.warning(
+                "%s: Redis lost chunks of attempt %d; it starts again", generation, attempt.claim.attempt
+            )
             past = attempt.past("released")
             await self._scripts.leave(generation, past, NOTHING, crashes=self._crashes, skip=True)
             return "released"
         except Unavailable as error:
-            log.warning("%s: attempt %d was given up: %s", generation, number, error)
+            log.warning("%s: attempt %d was given up: %s", generation, attempt.claim.attempt, error)
             return "unavailable"
 
-    async def _streamed(self, attempt: Attempt) -> tuple[State, Failure | None, float | None]:
-        """Stream to the end: the state to end in and its failure; or the seconds to wait before the next attempt (0 is
-        for another worker to go on at once).
-        """
+    async def _turn(self, attempt: Attempt, target: Target, past: Attempted | None) -> Attempt | None:
+        """The attempt that asks ``target``: this one, or where it has failed (``past``) the next one, under the same
+        lease. None where a cancel is asked for. Raises Fenced."""
+        if past is None and target == attempt.target:
+            return attempt
+        old = attempt.claim
+        if past is not None:
+            self.held.pop(old.generation, None)  # a renewal would take it for lost in between
+        claim = await self._scripts.failover(old, (target.provider, target.model), past, call=token_hex(8))
+        if claim is None:
+            raise Fenced
+        self.held[old.generation] = claim.attempt or old.attempt
+        if not claim.attempt:
+            return None
+        return self._attempt(msgspec.structs.replace(claim, waited_ms=int(attempt.age * 1000)))
+
+    async def _note(self, attempt: Attempt, error: ProviderError) -> None:
+        """What a failure says about its provider."""
+        provider = attempt.target.provider
+        if error.provider_status in (401, 403):
+            log.warning("%s: %s", attempt.claim.generation, error)
+        if error.retry_after:
+            self.circuits.rest(provider, error.retry_after)
+        if attempt.answered:
+            return
+        if is_down(error):
+            await self.circuits.failed(provider, attempt.claim.generation, error)
+        elif answered(error):
+            self.circuits.answered(provider)
+
+    async def _streamed(self, attempt: Attempt) -> Ending:
         generation = attempt.claim.generation
         task = self._streams[generation] = asyncio.create_task(attempt.stream())
         try:
@@ -133,9 +214,9 @@ class Generator:
         except asyncio.CancelledError:
             match self._stops.get(generation):
                 case Stop.CANCEL:
-                    return State.CANCELLED, None, None
+                    return Ending(State.CANCELLED)
                 case Stop.RELEASE:
-                    return State.FAILED, None, 0.0
+                    return Ending(State.FAILED, released=True)
                 case None:
                     if self.held.get(generation) != attempt.claim.attempt:
                         raise Fenced from None
@@ -143,41 +224,68 @@ class Generator:
         except (Fenced, Behind, Unavailable):
             raise
         except ProviderError as error:
-            return State.FAILED, error.failure(), await self._pause(attempt, error)
+            return Ending(State.FAILED, error=error)
         except TailraceError as error:
-            return State.FAILED, error.failure(), None
+            return Ending(State.FAILED, error.failure())
         except Exception as error:
             log.exception("%s: attempt %d failed", generation, attempt.claim.attempt)
             message = f"The worker failed: {type(error).__name__}."
-            return State.FAILED, Failure("internal_error", message, status=500), None
+            return Ending(State.FAILED, Failure("internal_error", message, status=500))
         finally:
             self._streams.pop(generation, None)
             self._stops.pop(generation, None)
-        return State.COMPLETED, None, None
+        return Ending(State.COMPLETED)
 
-    async def _pause(self, attempt: Attempt, error: ProviderError) -> float | None:
-        """Seconds before a provider that failed is asked again; None where it isn't."""
-        tries = attempt.claim.tries + 1
-        pause = next_try(
-            error, tries=tries, elapsed=attempt.age, policy=attempt.provider.retry, random=random.random
-        )
-        if pause is None:
-            return None
-        left = await attempt.time_left()
-        if left is not None and pause >= left:
-            return None
+    async def _fail(self, attempt: Attempt, batch: Batch, route: Route) -> str:
+        """Whoever could be asked has failed: they are asked again later, or that is the end."""
+        tries, error = attempt.claim.tries + 1, route.failures[-1][1]
+        pauses = [
+            next_try(each, tries=tries, elapsed=attempt.age, policy=self._retry(target), random=random.random)
+            for target, each in route.failures
+        ]
+        pause = min((pause for pause in pauses if pause is not None), default=None)
+        if pause is None or not await self._in_time(attempt, pause):
+            return await self._end(attempt, batch, State.FAILED, error.failure())
         log.info("%s: try %d failed (%s), again in %.1f s", attempt.claim.generation, tries, error, pause)
-        return max(pause, 0.001)
+        return await self._leave(attempt, batch, attempt.past("failed"), max(pause, 0.001), failed=True)
 
-    async def _leave(self, attempt: Attempt, batch: Batch, pause: float) -> str:
-        """Park the generation, or (``pause`` 0) release it."""
+    async def _wait_for_circuit(self, attempt: Attempt, route: Route) -> str:
+        """Nobody may be asked now."""
+        batch = await attempt.writer.rest()
+        pause = route.wait * (1 + SPREAD * random.random())
+        total = self._retry(attempt.target).total
+        if attempt.age + pause > total or not await self._in_time(attempt, pause):
+            failure = self.circuits.refusal(attempt.target.provider).failure()
+            return await self._end(attempt, batch, State.FAILED, failure)
+        return await self._leave(attempt, batch, None, max(pause, 0.001))
+
+    def _retry(self, target: Target) -> Retry:
+        provider = self._tools.providers.providers.get(target.provider)
+        return Retry() if provider is None else provider.retry
+
+    @staticmethod
+    async def _in_time(attempt: Attempt, pause: float) -> bool:
+        left = await attempt.time_left()
+        return left is None or pause < left
+
+    async def _leave(
+        self,
+        attempt: Attempt,
+        batch: Batch,
+        past: Attempted | None,
+        pause: float = 0.0,
+        *,
+        failed: bool = False,
+    ) -> str:
+        """Park the generation, or (``pause`` 0) release it. ``past`` None: this attempt asked nobody."""
         left = await self._scripts.leave(
             attempt.claim.generation,
-            attempt.past("failed" if pause else "released"),
+            past,
             batch,
             crashes=self._crashes,
+            fence=attempt.claim.attempt,
             pause_ms=int(pause * 1000 + 0.999),
-            failed=pause > 0,
+            failed=failed,
         )
         match left:
             case Left.CANCEL_ASKED:
@@ -190,12 +298,12 @@ class Generator:
                 return "parked" if pause else "released"
 
     async def _end(self, attempt: Attempt, batch: Batch, state: State, failure: Failure | None) -> str:
-        encoder, record = attempt.encoder, attempt.record
+        encoder = attempt.encoder
         ended = Ended(
             generation=attempt.claim.generation,
             state=state.value,
-            provider=record.provider,
-            model=record.resolved_model,
+            provider=attempt.target.provider,
+            model=attempt.target.model,
             usage=attempt.usage(),
             failure=failure,
             finish_reasons=[

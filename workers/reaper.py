@@ -77,8 +77,8 @@ class Reaper:
             return
         past = Attempted(
             number=state.attempt,
-            provider=state.info.provider,
-            model=state.info.resolved_model,
+            provider=state.provider,
+            model=state.model,
             state="lost",
             usage=Usage(estimated=True),
         )
@@ -112,8 +112,8 @@ def _ended(state: LogState, end: State, failure: Failure | None) -> Ended:
     return Ended(
         generation=state.generation,
         state=end.value,
-        provider=state.info.provider,
-        model=state.info.resolved_model,
+        provider=state.provider,
+        model=state.model,
         usage=Usage(estimated=True) if state.state is State.LEASED else Usage(),
         failure=failure,
     )

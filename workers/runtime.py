@@ -202,6 +202,8 @@ class Runtime:
             self.generator.cancel(generation, int(attempt))
         elif verb == "recover":
             self._control.recover()
+        elif verb == "circuits":
+            self.generator.circuits.look()
 
     def _on_renewal(self, generation: str, attempt: int, renewal: Renewal) -> None:
         if renewal is Renewal.CANCEL_ASKED:

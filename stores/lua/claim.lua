@@ -3,7 +3,7 @@
 -- happens. `call` is unique to a call: made again because its answer was lost, it is given the attempt that it had.
 -- KEYS gen req lease queued mark outbox recovery suspects
 -- ARGV id worker lease_ms seq call
--- Returns {'claimed', attempt, next, base, created_ms, request, info, tries, waited_ms, skip, head, call},
+-- Returns {'claimed', attempt, next, base, created_ms, request, info, tries, waited_ms, skip, head, call, target},
 --   or {'gone' | 'ended' | 'held' | 'parked' | 'newer'}.
 -- use clock
 local gen, req, lease, queued, mark, outbox, recovery, suspects = unpack(KEYS)
@@ -12,7 +12,7 @@ if seq > 0 and seq > tonumber(redis.call('GET', mark) or '0') then
   redis.call('SET', mark, seq)
 end
 local h = redis.call('HMGET', gen, 'v', 'state', 'attempt', 'next', 'base', 'created_ms', 'info', 'leased_ms', 'call',
-  'tries', 'skip', 'head')
+  'tries', 'skip', 'head', 'target')
 local state = h[2]
 if not state then
   for _, waiting in ipairs({queued, recovery, suspects}) do
@@ -50,4 +50,4 @@ if attempt > 1 then
   redis.call('ZREM', suspects, id)
 end
 return {'claimed', attempt, tonumber(h[4]), tonumber(h[5]), tonumber(h[6]), redis.call('GET', req), h[7],
-  tonumber(h[10] or '0'), h[8] and now - h[8] or 0, h[11] and 1 or 0, h[12] or '', call}
+  tonumber(h[10] or '0'), h[8] and now - h[8] or 0, h[11] and 1 or 0, h[12] or '', call, h[13] or ''}

@@ -7,6 +7,7 @@
 -- use clock
 -- use fence
 -- use publish
+-- use note
 -- use wait
 local gen, log, lease, channel, control, recovery, suspects, parked = unpack(KEYS)
 local id, fence, first, count, items, head, pause_ms, try, skip, suspicious, record = unpack(ARGV)

@@ -7,6 +7,7 @@
 --   record of the attempt, a JSON object that is left open
 -- Returns 'recovering', 'crashed' (once too often: end it), 'cancelled' (a cancel is asked for: end it), 'held', 'gone' or 'early'.
 -- use clock
+-- use note
 -- use wait
 local gen, lease, recovery, suspects, control, heard = unpack(KEYS)
 local id, attempt, allowed, suspicious, skip, patience, gap, record = unpack(ARGV)

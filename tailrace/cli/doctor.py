@@ -136,6 +136,7 @@ async def _examine(settings: Settings, stack: Path | None) -> list[Finding]:
 
 
 async def _redis(settings: Settings) -> list[Finding]:
+    from producers import health as outside
     from schemas.errors import TailraceError as ServerError
     from stores import health
 
@@ -144,7 +145,7 @@ async def _redis(settings: Settings) -> list[Finding]:
     except ServerError as error:
         return [health.fail("redis", error.message, "Nothing works without it.")]
     try:
-        return await health.redis_findings(redis, settings)
+        return [*await health.redis_findings(redis, settings), *await outside.circuits(settings, redis)]
     finally:
         redis.close()
 

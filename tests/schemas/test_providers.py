@@ -24,6 +24,7 @@ requests_per_minute = 6000
 tokens_per_minute = 100000
 timeout = { connect = 5, first_chunk = 120, between_chunks = 60, total = 900 }
 retry = { tries = 3, total = 100, first = 1, longest = 20 }
+circuit = { failures = 3, pause = 4 }
 supports_prefill = true
 max_tokens_field = "max_completion_tokens"
 models = ["smollm2", "llama3:8b"]
@@ -78,6 +79,9 @@ def test_a_provider_has_what_its_table_says(providers: Providers) -> None:
         "tokens_per_minute": 100000,
         "timeout": {"connect": 5, "first_chunk": 120, "between_chunks": 60, "total": 900},
         "retry": {"tries": 3, "total": 100, "first": 1, "longest": 20},
+        "circuit": {"failures": 3, "pause": 4},
+        "file": "",
+        "speed": 1,
         "supports_prefill": True,
         "max_tokens_field": "max_completion_tokens",
         "models": ["smollm2", "llama3:8b"],

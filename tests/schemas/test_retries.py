@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemas.errors import DeadlineExceeded, ProviderError
 from schemas.providers import Retry
 from schemas.retries import LONGEST_RETRY_AFTER, delay, next_try, retry_after, retryable
-from workers.upstream import provider_error, refusal
+from workers.providers.kind import provider_error, refusal
 
 NOW = 1_800_000_000.0
 UNREACHABLE = ProviderError("x", code="provider_unreachable")

@@ -110,7 +110,8 @@ class Part:
 class Stack:
     """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away.
 
-    ``appendonly``: Valkey's data survive its restart.
+    ``appendonly``: Valkey's data survive its restart. ``providers`` and ``aliases`` come beside the stack's own, whose
+    circuits never open.
     """
 
     def __init__(
@@ -121,6 +122,8 @@ class Stack:
         interactive: int = 1,
         concurrency: int = CONCURRENCY,
         appendonly: bool = False,
+        providers: Mapping[str, Mapping[str, Any]] | None = None,
+        aliases: Mapping[str, list[str]] | None = None,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="tr-stack-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
@@ -134,6 +137,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = {**SETTINGS, **(settings or {})}
         self._interactive = interactive
+        self._providers, self._aliases = providers or {}, aliases or {}
         self._concurrency = concurrency
         self._exit = ExitStack()
         self.parts: dict[str, Part] = {}
@@ -165,38 +169,44 @@ class Stack:
         return self
 
     def _environment(self) -> dict[str, str]:
+        own: dict[str, dict[str, Any]] = {
+            "fake": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts()},
+            "listed": {"base_url": self.backend.url, "retry": ONCE, "models": ["fake", "only-here"]},
+            "silent": {"base_url": self.silent.url, "retry": ONCE},
+            "again": {"base_url": self.backend.url, "timeout": _timeouts(), "retry": AGAIN},
+            "prefills": {"base_url": self.backend.url, "retry": ONCE, "supports_prefill": True},
+            "keyed": {"base_url": self.backend.url, "retry": ONCE, "api_key_env": "FAKE_API_KEY"},
+            "newer": {
+                "base_url": self.backend.url,
+                "retry": ONCE,
+                "max_tokens_field": "max_completion_tokens",
+            },
+            "nowhere": {
+                "base_url": f"http://127.0.0.1:{self.nowhere}/v1",
+                "timeout": _timeouts(connect=1),
+                "retry": ONCE,
+            },
+            "slow-to-begin": {
+                "base_url": self.backend.url,
+                "retry": ONCE,
+                "timeout": _timeouts(first_chunk=0.4),
+            },
+            "stalls": {
+                "base_url": self.backend.url,
+                "retry": ONCE,
+                "timeout": _timeouts(between_chunks=0.4),
+            },
+            "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
+        }
         write_providers(
             self.folder / "providers.toml",
-            {
-                "fake": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts()},
-                "listed": {"base_url": self.backend.url, "retry": ONCE, "models": ["fake", "only-here"]},
-                "silent": {"base_url": self.silent.url, "retry": ONCE},
-                "again": {"base_url": self.backend.url, "timeout": _timeouts(), "retry": AGAIN},
-                "prefills": {"base_url": self.backend.url, "retry": ONCE, "supports_prefill": True},
-                "keyed": {"base_url": self.backend.url, "retry": ONCE, "api_key_env": "FAKE_API_KEY"},
-                "newer": {
-                    "base_url": self.backend.url,
-                    "retry": ONCE,
-                    "max_tokens_field": "max_completion_tokens",
-                },
-                "nowhere": {
-                    "base_url": f"http://127.0.0.1:{self.nowhere}/v1",
-                    "timeout": _timeouts(connect=1),
-                    "retry": ONCE,
-                },
-                "slow-to-begin": {
-                    "base_url": self.backend.url,
-                    "retry": ONCE,
-                    "timeout": _timeouts(first_chunk=0.4),
-                },
-                "stalls": {
-                    "base_url": self.backend.url,
-                    "retry": ONCE,
-                    "timeout": _timeouts(between_chunks=0.4),
-                },
-                "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
+            {name: {"circuit": {"failures": 0}, **fields} for name, fields in own.items()}
+            | {**self._providers},
+            aliases={
+                "auto": ["fake:fake"],
+                "team/best": ["fake:org/model-1", "fake:fake"],
+                **self._aliases,
             },
-            aliases={"auto": ["fake:fake"], "team/best": ["fake:org/model-1", "fake:fake"]},
         )
         ours = {
             "REDIS_URL": self.valkey.url,

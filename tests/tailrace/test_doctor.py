@@ -87,6 +87,7 @@ def test_all_well(patient: Stack, settings: dict[str, str]) -> None:
         *("redis", "persistence", "eviction", "memory", "ledger", "dead letters", "leaders"),
         *("queue interactive", "queue bulk", "recovery", "parked", "stuck"),
         *("database", "migration", "broker", "workers interactive", "workers bulk", "provider fake"),
+        "circuits",
     }
     assert all(line.startswith("ok    ") for line in lines)
     assert len({re.match(r"ok {4}\S.*? {2,}", line).end() for line in lines}) == 1  # type: ignore[union-attr]

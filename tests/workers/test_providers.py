@@ -7,24 +7,25 @@ from typing import Any
 
 import pytest
 
-from schemas.codec import dumps
 from schemas.errors import ProviderError
 from schemas.providers import Provider
 from schemas.retries import retryable
 from tests.support.backend import Backend
-from workers.upstream import Patience, make_transport, open_stream
+from workers.patience import Patience
+from workers.providers.kind import Call
+from workers.providers.openai import OpenAI, make_transport
 
 
 async def failed(backend: Backend, order: dict[str, Any], **timeout: float) -> ProviderError:
     """The failure of one call."""
     backend.script(order)
-    body = dumps({"model": "fake", "messages": [{"role": "user", "content": "x"}], "stream": True})
+    call = Call({"messages": [{"role": "user", "content": "x"}]}, "fake")
     provider = Provider.model_validate({"name": "p", "base_url": backend.url, "timeout": timeout})
     transport = make_transport()
     try:
         with pytest.raises(ProviderError) as caught, Patience(provider) as patience:
             try:
-                async with open_stream(transport, provider, {}, body) as pieces:
+                async with OpenAI(provider, transport).stream(call) as pieces:
                     async for _ in pieces:
                         patience.heard()
             except asyncio.CancelledError:
