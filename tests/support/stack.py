@@ -111,7 +111,7 @@ class Stack:
     """``settings`` are ``TAILRACE_*`` on top of SETTINGS; an empty value takes one away.
 
     ``appendonly``: Valkey's data survive its restart. ``providers`` and ``aliases`` come beside the stack's own, whose
-    circuits never open.
+    circuits never open; ``files`` are put beside them.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Stack:
         appendonly: bool = False,
         providers: Mapping[str, Mapping[str, Any]] | None = None,
         aliases: Mapping[str, list[str]] | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="tr-stack-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
@@ -137,7 +138,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = {**SETTINGS, **(settings or {})}
         self._interactive = interactive
-        self._providers, self._aliases = providers or {}, aliases or {}
+        self._providers, self._aliases, self._files = providers or {}, aliases or {}, files or {}
         self._concurrency = concurrency
         self._exit = ExitStack()
         self.parts: dict[str, Part] = {}
@@ -198,6 +199,8 @@ class Stack:
             },
             "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
         }
+        for name, text in self._files.items():
+            (self.folder / name).write_text(text)
         write_providers(
             self.folder / "providers.toml",
             {name: {"circuit": {"failures": 0}, **fields} for name, fields in own.items()}

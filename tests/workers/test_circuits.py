@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,16 +95,16 @@ class TestOpen:
         while not is_open(stack, "shut"):
             assert who(api, "closed-for-ever") == "second"
         asked = len(first.completions)
-        olds = ("interactive0", "interactive1")
-        for name in olds:
-            stack.parts[name].end(15)
-        try:
-            with stack.worker("later", "interactive", 8):
+        others = [stack.parts[name] for name in ("interactive0", "interactive1")]
+        with stack.worker("later", "interactive", 8):
+            for part in others:
+                part.end(signal.SIGTERM)
+            try:
                 assert {who(api, "closed-for-ever") for _ in range(5)} == {"second"}
-        finally:
-            for name in olds:
-                stack.parts[name].start(stack.folder)
-            stack._ready(3)
+            finally:
+                for part in others:
+                    part.start(stack.folder)
+                stack._ready(4)
         assert len(first.completions) == asked
 
     def test_failures_of_the_request_open_nothing(self, stack: Stack, api: Api, first: Backend) -> None:
@@ -169,7 +170,7 @@ class TestRecovery:
         wait_until(probe, what="probe")
         assert who(api, "coming-back") == "second"
         victim = stack.worker_of(probing)
-        victim.end(9)
+        victim.end(signal.SIGKILL)
         victim.start(stack.folder)
         wait_until(lambda: who(api, "coming-back") == "back", what="recovery")
         stack.settled(probing)
@@ -184,7 +185,7 @@ class TestWithoutAnother:
             assert is_open(stack, "alone")
             waiting = [api.background(model="alone:fake") for _ in range(5)]
             for completion_id in waiting:
-                wait_until(lambda id=completion_id: stack.state(id)["state"] == "parked", what="parked")
+                wait_until(lambda c=completion_id: stack.state(c)["state"] == "parked", what="parked")
         assert [row.status for row in stack.settled(*waiting)] == ["completed"] * 5
         assert [stack.attempts(id)[-1][1] for id in waiting] == ["completed"] * 5
         wait_until(lambda: not stack.redis.exists(Keys(0).circuit("alone")), what="closed circuit")
@@ -193,9 +194,9 @@ class TestWithoutAnother:
     def test_not_for_ever(self, stack: Stack, api: Api, first: Backend, within: str) -> None:
         """The error says why, at once where nothing can come of waiting."""
         first.script(*[DOWN] * 10)
-        model = "hasty:fake" if within == "the time for all tries" else "shut:fake"
-        more = {} if model == "hasty:fake" else {"timeout": 20}
-        while not is_open(stack, model.split(":")[0]):
+        provider, more = ("hasty", {}) if within == "the time for all tries" else ("shut", {"timeout": 20})
+        model = f"{provider}:fake"
+        while not is_open(stack, provider):
             assert api.plain(model=model).status_code == 502
         asked = len(first.completions)
         answer = api.plain(model=model, **more)
