@@ -66,6 +66,14 @@ def refused(text: str) -> ConfigurationError:
 # -- The file
 
 
+def test_recordings_are_beside_the_file() -> None:
+    """Wherever the process runs; a whole path stays."""
+    text = '[providers.a]\nkind = "replay"\nfile = "{}"'
+    for file, path in (("tapes/a.jsonl", "/etc/tapes/a.jsonl"), ("/var/a.jsonl", "/var/a.jsonl")):
+        providers = load_providers(text.format(file), source="/etc/providers.toml")
+        assert providers.providers["a"].file == path
+
+
 def test_a_provider_has_what_its_table_says(providers: Providers) -> None:
     """Every field of the file reaches the provider; the base URL loses its trailing slash."""
     local = providers.providers["local"]
@@ -160,6 +168,19 @@ def test_listed_knows_yes_no_and_don_t_know(providers: Providers) -> None:
         (SOUND + "timeout = { conect = 1 }", "providers.a.timeout.conect", "did you mean 'connect'?"),
         (SOUND + "timeout = { connect = 0 }", "providers.a.timeout.connect", "must be greater than 0"),
         (SOUND + "timeout = { total = inf }", "providers.a.timeout.total", "must be a finite number"),
+        (SOUND + "circuit = { failures = -1 }", "providers.a.circuit.failures", "must be at least 0"),
+        (SOUND + "circuit = { pause = 0 }", "providers.a.circuit.pause", "must be greater than 0"),
+        (SOUND + "circuit = { pauze = 1 }", "providers.a.circuit.pauze", "did you mean 'pause'?"),
+        (SOUND + 'kind = "tape"', "providers.a.kind", "must be 'openai' or 'replay'"),
+        (SOUND + "speed = 2", "providers.a.speed", "is for kind = 'replay' only"),
+        ('[providers.a]\nkind = "replay"', "providers.a.file", "is required"),
+        ('[providers.a]\nkind = "replay"\nfile = ""', "providers.a.file", "must not be empty"),
+        (
+            SOUND + 'kind = "replay"\nfile = "f"',
+            "providers.a.base_url",
+            "is for kind = 'openai' only",
+        ),
+        ('[providers.a]\nkind = "replay"\nfile = "f"\nspeed = -1', "providers.a.speed", "must be at least 0"),
         (SOUND + "[providers.a.prices.m]\ninput = 1", "providers.a.prices.m.output", "is required"),
         (
             SOUND + "[providers.a.prices.m]\ninput = -1\noutput = 1",

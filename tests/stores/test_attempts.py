@@ -384,3 +384,60 @@ async def test_what_ends_while_it_waits(space: Room, redis_client: redis.Redis, 
     end = last_end(redis_client)
     assert (end.attempt, end.next, [p.number for p in end.past]) == (1, 2, [1])
     assert [type(r) for r in ledger(redis_client, KEYS)] == [Accepted, Ended]
+
+
+# -- Failover
+
+
+async def test_failover(space: Room, redis_client: redis.Redis) -> None:
+    """The next attempt is the same worker's, under the same lease; the one that failed is on record, and its number
+    writes nothing more."""
+    generation = await space.accept()
+    claim = await space.claim(generation)
+    assert claim.target is None
+    lease = scores(redis_client, KEYS.lease)
+    for _ in range(2):  # the second time because the answer was lost
+        answer = await space.scripts.failover(claim, ("other", "m"), past(1, "failed"), call="c2")
+        assert answer is not None
+        assert (answer.attempt, answer.fence, answer.target) == (2, "2:c2", ("other", "m"))
+    assert await space.scripts.append(generation, claim.fence, batch(0)) is Append.STALE
+    assert await space.scripts.failover(claim, ("third", "m"), past(1, "failed"), call="c3") is None
+    assert await space.scripts.append(generation, answer.fence, batch(0)) is Append.OK
+    assert scores(redis_client, KEYS.lease) == lease
+    state = await space.log.state(generation)
+    assert state is not None
+    assert (state.provider, state.model, state.attempt) == ("other", "m", 2)
+    await lose(space, redis_client, generation, 2, record=past(2, "lost"))
+    again = await space.claim(generation)
+    assert (again.attempt, again.tries, again.target) == (3, 0, ("other", "m"))
+    assert await space.scripts.end(ended(generation), 3, batch(1)) is EndResult.ENDED
+    record = last_end(redis_client)
+    assert [(p.number, p.state) for p in record.past] == [(1, "failed"), (2, "lost")]
+
+
+async def test_a_cancel_comes_before_a_failover(space: Room) -> None:
+    """What would ask another provider is told to end; nothing has changed for it."""
+    generation = await space.accept()
+    claim = await space.claim(generation)
+    await space.scripts.cancel(ended(generation, State.CANCELLED), "interactive")
+    answer = await space.scripts.failover(claim, ("other", "m"), past(1, "failed"), call="c2")
+    assert answer is not None
+    assert answer.attempt == 0
+    assert await space.scripts.end(ended(generation, State.CANCELLED), claim.fence) is EndResult.ENDED
+
+
+async def test_another_target_without_a_call(space: Room, redis_client: redis.Redis) -> None:
+    """An attempt that has asked nobody stays the same one, and what was parked without a call leaves no record."""
+    generation = await space.accept()
+    claim = await space.claim(generation)
+    turned = await space.scripts.failover(claim, ("other", "m"), None, call="c2")
+    assert turned is not None
+    assert (turned.attempt, turned.fence) == (1, claim.fence)
+    left = await space.scripts.leave(generation, None, crashes=Crashes(3), fence=claim.fence, pause_ms=1)
+    assert left is Left.LEFT
+    await due(space, redis_client, generation)
+    again = await space.claim(generation)
+    assert (again.attempt, again.tries) == (2, 0)
+    await space.scripts.end(ended(generation), again.fence)
+    record = last_end(redis_client)
+    assert record.past == []

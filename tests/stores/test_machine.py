@@ -138,6 +138,15 @@ class Lives(RuleBasedStateMachine):
         _, life, hand = self.hand(data)
         self.world.leaves(data, life, hand, count, parks=parks, failed=failed)
 
+    @precondition(lambda self: any(not life.next and not life.skip for life in self.lives))
+    @rule(data=st.data(), called=st.booleans())
+    def fail_over(self, data: st.DataObject, called: bool) -> None:
+        young = [life for life in self.lives if not life.next and not life.skip]
+        life = data.draw(st.sampled_from(young))
+        found = self.world.holder(data, life)
+        if found is not None:
+            self.world.fails_over(found[0], life, found[1], called=called)
+
     @precondition(lambda self: self.world.to_report)
     @rule(data=st.data())
     def report(self, data: st.DataObject) -> None:

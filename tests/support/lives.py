@@ -103,6 +103,12 @@ class Life:
         self.attempt += 1
         self.fence = fence
 
+    def fail_over(self, fence: str) -> None:
+        """The attempt's provider failed; the next one begins under the same lease."""
+        self.past.append((self.attempt, "failed"))
+        self.attempt += 1
+        self.fence = fence
+
     def wait(self, place: Place, how: str) -> None:
         """Its attempt is over."""
         self.state = State.PARKED if place == "parked" else State.QUEUED

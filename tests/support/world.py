@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import secrets
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import redis
@@ -278,6 +280,27 @@ class World:
         life.tries += failed
         suspect = life.crashes >= CRASHES.suspicious
         life.wait("parked" if parks else "suspects" if suspect else "recovery", how)
+
+    def fails_over(self, worker: str, life: Life, hand: Hand, *, called: bool) -> None:
+        """A worker turns to another provider, with nothing published; ``called``: the first one failed."""
+        number, _, word = hand.fence.partition(":")
+        claim = Claim(life.id, int(number), 0, 0, 0, b"", b"", call=word)
+        record = past(hand.attempt, "failed") if called else None
+        call = secrets.token_hex(8)
+        for _ in range(2):  # its answer was lost
+            answer = self.do(self.space.scripts.failover(claim, ("other", "m"), record, call=call))
+            if not life.held_by(hand.fence):
+                assert answer is None
+                return
+            assert answer is not None
+            if life.cancel:
+                assert answer.attempt == 0
+                return
+            assert answer.attempt == life.attempt + called
+            assert answer.target == ("other", "m")
+        if called:
+            life.fail_over(f"{life.attempt + 1}:{call}")
+            self.hands[worker, life.id] = replace(hand, fence=life.fence, attempt=life.attempt)
 
     def reports(self, life: Life) -> None:
         """A worker finds that its claim is not the one that Redis knows."""
