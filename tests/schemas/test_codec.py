@@ -529,3 +529,21 @@ def test_usage_only_chunks_are_told_from_all_others() -> None:
     assert not usage_only({"choices": [piece(content='"choices":[],"usage"')], "more": 1})
     text = json.dumps({"choices": [], "usage": usage}, separators=(",", ":"))
     assert not usage_only({"choices": [piece(content=text)], "more": text})
+
+
+# -- Who answered
+
+
+@given(text=st.text())
+def test_a_head_says_who_answered_in_place_of_who_was_meant(text: str) -> None:
+    """In chunks of every shape; a head that says nothing leaves what the completion says."""
+    encoder, plain = ChunkEncoder(by=("second", "m2")), ChunkEncoder()
+    for delta in ({"role": "assistant"}, {"content": text}, {"tool_calls": []}):
+        chunk = {"choices": [{"index": 0, "delta": delta}], "x": len(delta)}
+        for one, who in ((encoder, ("second", "m2")), (plain, ("p", "m"))):
+            item = one.encode(dumps(chunk))
+            assert item is not None
+            shown = loads(renderer(head=one.head).render(item))
+            assert (shown["resolved_provider"], shown["resolved_model"]) == who
+    assert b"by" not in plain.head
+    assert ChunkEncoder(encoder.head).head == encoder.head

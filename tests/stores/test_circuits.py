@@ -83,7 +83,7 @@ async def test_changes_are_told_and_nothing_stays_for_ever(space: Room, redis_cl
     told = listen(redis_client, KEYS.control)
     await broken(store, 3)
     assert told() == ["circuits", "circuits"], "the first failure, and the opening"
-    assert int(redis_client.pttl(KEYS.circuit("p"))) > 600_000  # type: ignore[arg-type]
+    assert int(redis_client.pttl(KEYS.circuit("p"))) > 600_000
     await store.answered("p")
     await store.answered("p")
     assert told() == ["circuits"]

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from schemas.states import State
 from tests.support.generations import room
+from tests.support.holds import agrees, has_one_record_of_each_fact
 from tests.support.lives import ENDS, Hand, Life
 from tests.support.properties import examples
 from tests.support.world import WORKERS, World
@@ -204,8 +205,8 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.world.agrees()
-        self.world.has_one_record_of_each_fact()
+        agrees(self.world)
+        has_one_record_of_each_fact(self.world)
 
 
 def test_any_interleaving(redis_url: str, redis_client: redis.Redis) -> None:

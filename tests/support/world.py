@@ -27,18 +27,15 @@ from tests.support.generations import (
     entries,
     keep,
     past,
-    scores,
     set_back,
 )
 from tests.support.leaks import leaks
-from tests.support.lives import Hand, Life, Place, texts_of
+from tests.support.lives import Hand, Life, texts_of
 
 T = TypeVar("T")
 KEYS = Keys(0)
 WORKERS = ("one", "two")
-WAITING: tuple[Place, ...] = ("queued:interactive", "recovery", "suspects", "parked", "lease")
 HOUR_MS = 3_600_000
-FIELDS = ("state", "attempt", "next", "base", "cancel", "skip", "crashes", "tries")
 
 
 class World:
@@ -413,63 +410,3 @@ class World:
                 self.to_report[life.id] = hands
             else:
                 self.unreported.add(life.id)
-
-    # -- What holds after every call
-
-    def agrees(self) -> None:
-        with self.client.pipeline(transaction=False) as pipeline:
-            for life in self.lives:
-                pipeline.hmget(KEYS.gen(life.id), FIELDS)
-                pipeline.exists(KEYS.req(life.id))
-                pipeline.xrange(KEYS.log(life.id))
-                pipeline.pttl(KEYS.gen(life.id))
-            pipeline.hgetall(KEYS.outbox)
-            found: list[Any] = pipeline.execute()
-        for i, life in enumerate(self.lives):
-            fields, request, log, ttl = found[4 * i : 4 * i + 4]
-            flags = ["1" if flag else None for flag in (life.cancel, life.skip)]
-            counts = [str(count) if count else None for count in (life.crashes, life.tries)]
-            numbers = [str(number) for number in (life.attempt, life.next, life.base)]
-            assert fields == [life.state, *numbers, *flags, *counts]
-            assert bool(request) is not life.ended
-            assert log == life.log
-            assert (ttl == -1) is (not life.ended or life.in_ledger)
-            life.reads_well(log)
-            if life.state is State.COMPLETED and life.id not in self.unreported:
-                final = [texts for index, texts in self.shown[life.id].items() if index >= life.base]
-                assert all(len(texts) == 1 for texts in final), "no index is used again"
-        assert {id: entry.split()[:2] for id, entry in found[-1].items()} == {
-            life.id: ["interactive", str(life.seq)] for life in self.lives if life.in_outbox
-        }
-        for place in WAITING:
-            waiting = {life.id for life in self.lives if life.place == place}
-            assert scores(self.client, f"{KEYS.prefix}{place}").keys() == waiting
-        leases = scores(self.client, KEYS.lease)
-        assert {g: score > 1 for g, score in leases.items()} == {
-            life.id: life.live for life in self.lives if life.state is State.LEASED
-        }
-        assert scores(self.client, KEYS.queued("interactive")) == {
-            life.id: life.seq for life in self.lives if life.place == "queued:interactive"
-        }
-        assert scores(self.client, KEYS.deadlines).keys() == {life.id for life in self.lives if life.deadline}
-
-    def has_one_record_of_each_fact(self) -> None:
-        told = [decode_record(fields["r"]) for _, fields in entries(self.client, KEYS.ledger)]
-        assert [(type(r), r.generation) for r in told] == self.unsettled
-        records = self.records + told
-        for life in self.lives:
-            ends = [r for r in records if isinstance(r, Ended) and r.generation == life.id]
-            assert sum(isinstance(r, Accepted) and r.id == life.id for r in records) == 1
-            assert len(ends) == life.ended
-            for record in ends:
-                assert (record.state, record.attempt) == (life.state, life.attempt)
-                assert (record.base, record.next) == (life.base, life.next)
-                assert [(p.number, p.state) for p in record.past] == life.past
-                numbers = [p.number for p in record.past]
-                assert numbers == list(range(1, len(numbers) + 1))
-                assert life.attempt - len(numbers) in (0, 1), (
-                    "its last attempt ended it, or it waited for another"
-                )
-                assert all(p.started_ms and p.started_ms <= p.ended_ms for p in record.past)
-                assert (record.first_chunk_ms is not None) is bool(texts_of(life.log))
-                assert (record.leased_ms is not None) is (record.started_ms is not None) is (life.attempt > 0)

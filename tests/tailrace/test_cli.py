@@ -150,6 +150,61 @@ async def test_tail_into_a_closed_pipe_is_quiet(server: StandIn, gateway: Gatewa
         assert await process.communicate() == (b"line\n", b"")
 
 
+async def test_tail_into_a_recording(server: StandIn, gateway: Gateway, tmp_path: Path) -> None:
+    """A line each, of what the provider sent; an answer that is complete already has no timing to keep."""
+    chunk = {
+        "id": ID,
+        "object": "chat.completion.chunk",
+        "created": 7,
+        "model": "m",
+        "system_fingerprint": "fp",
+        "resolved_model": "m2",
+        "resolved_provider": "p",
+    }
+    delta = {"reasoning_content": "hm", "reasoning": "hm"}
+    logprobs = {"content": [{"token": "hm"}], "tokens": ["hm"], "token_logprobs": [0.5]}
+    choice = {"index": 0, "delta": delta, "finish_reason": "stop", "logprobs": logprobs}
+    gateway.chunks[ID] = [
+        {**chunk, "choices": [choice]},
+        {**chunk, "choices": [], "usage": {"total_tokens": 3}},
+    ]
+    file = tmp_path / "tape.jsonl"
+    for _ in range(2):
+        done = await tail(server, ID, "--record", str(file))
+        assert done.returncode == 0
+        assert "no timing" in done.stderr
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [[kept for _, kept in line["chunks"]] for line in lines] == 2 * [
+        [
+            {
+                "object": "chat.completion.chunk",
+                "system_fingerprint": "fp",
+                "choices": [
+                    {
+                        "index": 0,
+                        "delta": {"reasoning_content": "hm"},
+                        "finish_reason": "stop",
+                        "logprobs": {"content": [{"token": "hm"}]},
+                    }
+                ],
+            },
+            {
+                "object": "chat.completion.chunk",
+                "system_fingerprint": "fp",
+                "choices": [],
+                "usage": {"total_tokens": 3},
+            },
+        ]
+    ]
+
+
+async def test_a_recording_that_can_t_be_written(server: StandIn, tmp_path: Path) -> None:
+    """Told before the stream is followed; half of an answer is none."""
+    file = tmp_path / "nowhere" / "tape.jsonl"
+    assert str(file) in complaint(await tail(server, ID, "--record", str(file)), 1)
+    assert "--from" in complaint(await tail(server, ID, "--from", "2", "--record", "f"), 2)
+
+
 async def test_tail_of_a_failure(server: StandIn, gateway: Gateway) -> None:
     """What there is of the text, then one line on standard error."""
     gateway.add("chatcmpl-f", ["half"], "failed", code="provider_stalled", message="no chunk\nfor 60 s")

@@ -254,3 +254,16 @@ def test_a_stack_of_this_machine(settings: dict[str, str], tmp_path: Path, patie
     own = {"HOME": str(home), "PROVIDERS": settings["PROVIDERS"]}
     diagnosed(own, "stack", "fail", "not running", "tailrace up")
     healthy(settings)  # what the environment names is another thing
+
+
+def test_an_open_circuit(patient: Stack, settings: dict[str, str]) -> None:
+    """Which provider workers don't ask, and why; a failure or two are nothing to tell of."""
+    key = KEYS.circuit("fake")
+    now = int(time.time() * 1000)
+    try:
+        patient.redis.hset(key, mapping={"failures": 1, "reason": "provider_unreachable: no route"})
+        healthy(settings)
+        patient.redis.hset(key, mapping={"failures": 7, "since": now - 300_000, "until": now + 60_000})
+        diagnosed(settings, "circuit fake", "fail", "5 min", "7 calls", "no route")
+    finally:
+        patient.redis.delete(key)

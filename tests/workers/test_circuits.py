@@ -194,7 +194,8 @@ class TestWithoutAnother:
     def test_not_for_ever(self, stack: Stack, api: Api, first: Backend, within: str) -> None:
         """The error says why, at once where nothing can come of waiting."""
         first.script(*[DOWN] * 10)
-        provider, more = ("hasty", {}) if within == "the time for all tries" else ("shut", {"timeout": 20})
+        more: dict[str, Any] = {"timeout": 20} if within == "its own time" else {}
+        provider = "shut" if more else "hasty"
         model = f"{provider}:fake"
         while not is_open(stack, provider):
             assert api.plain(model=model).status_code == 502

@@ -119,6 +119,14 @@ class TestWhichOne:
         assert (caught.value.code, caught.value.http_status) == ("no_recording", 404)
 
 
+async def test_the_example_s_recordings() -> None:
+    """``examples/recordings.jsonl`` plays as it is."""
+    fields = {"name": "tape", "kind": "replay", "file": str(ROOT / "examples/recordings.jsonl"), "speed": 0}
+    backend = Replay(Provider.model_validate(fields), httpx.AsyncHTTPTransport())
+    assert said(await played(backend, "What is a tailrace?")).startswith("A tailrace is")
+    assert said(await played(backend, "And what else?"))
+
+
 class TestTiming:
     async def test_chunks_come_when_they_came(self, tape: Path) -> None:
         """Each not before its time, divided by the speed; 0 is all at once."""
