@@ -73,6 +73,7 @@ class Generator:
         self.held: dict[str, int] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, Stop] = {}
+        self._releasing = False
 
     async def run(self, generation: str, queue: str, seq: int) -> str:
         """Claim a generation and carry one attempt to its end. Returns what became of it, for Celery's view."""
@@ -98,6 +99,7 @@ class Generator:
 
     def release(self) -> None:
         """Stop every stream, for another worker to go on with: the process is to stop."""
+        self._releasing = True
         for generation, attempt in list(self.held.items()):
             self._stop(generation, attempt, Stop.RELEASE)
 
@@ -134,11 +136,11 @@ class Generator:
         batch = NOTHING
         try:
             while (target := await route.next()) is not None:
-                turned = await self._turn(attempt, target, past)
-                if turned is None:
-                    return await self._end(attempt, batch, State.CANCELLED, None)
-                attempt = turned
                 try:
+                    turned = await self._turn(attempt, target, past)
+                    if turned is None:
+                        return await self._end(attempt, batch, State.CANCELLED, None)
+                    attempt = turned
                     ending = await self._streamed(attempt)
                     if ending.error is not None:
                         await self._note(attempt, ending.error)
@@ -207,6 +209,8 @@ class Generator:
             self.circuits.answered(provider)
 
     async def _streamed(self, attempt: Attempt) -> Ending:
+        if self._releasing:
+            return Ending(State.FAILED, released=True)
         generation = attempt.claim.generation
         task = self._streams[generation] = asyncio.create_task(attempt.stream())
         try:
