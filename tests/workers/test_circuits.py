@@ -153,27 +153,39 @@ class TestRecovery:
         wait_until(lambda: not stack.redis.exists(Keys(0).circuit("back")), what="closed circuit")
         assert {who(api, "coming-back") for _ in range(10)} == {"back"}
 
-    def test_a_probe_of_a_worker_that_dies_is_another_s(self, stack: Stack, api: Api, first: Backend) -> None:
+    def stalled_probe(self, stack: Stack, api: Api, first: Backend) -> str:
+        """The completion whose call is the probe, and gets no answer."""
         first.script(*[DOWN] * 1000)
         while not is_open(stack, "back"):
             assert who(api, "coming-back") == "second"
         first.reset()
         first.script({"first_delay_ms": 120_000})
-        probing = ""
+        asked: list[str] = []
 
         def probe() -> bool:
-            nonlocal probing
-            probing = api.background(model="coming-back")
+            asked.append(api.background(model="coming-back"))
             time.sleep(0.2)
             return len(first.completions) > 0
 
         wait_until(probe, what="probe")
         assert who(api, "coming-back") == "second"
+        ended = {completion_id for completion_id in asked[:-1] if stack.settled(completion_id)}
+        (probing,) = set(asked) - ended
+        return probing
+
+    def test_a_probe_of_a_worker_that_dies_is_another_s(self, stack: Stack, api: Api, first: Backend) -> None:
+        probing = self.stalled_probe(stack, api, first)
         victim = stack.worker_of(probing)
         victim.end(signal.SIGKILL)
         victim.start(stack.folder)
         wait_until(lambda: who(api, "coming-back") == "back", what="recovery")
         stack.settled(probing)
+
+    def test_a_probe_that_is_cancelled_is_given_back(self, stack: Stack, api: Api, first: Backend) -> None:
+        probing = self.stalled_probe(stack, api, first)
+        assert api.post(f"/v1/chat/completions/{probing}/cancel").status_code == 200
+        stack.settled(probing)
+        wait_until(lambda: who(api, "coming-back") == "back", what="recovery")
 
 
 class TestWithoutAnother:
