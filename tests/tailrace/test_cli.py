@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,50 +154,35 @@ async def test_tail_into_a_closed_pipe_is_quiet(server: StandIn, gateway: Gatewa
 
 async def test_tail_into_a_recording(server: StandIn, gateway: Gateway, tmp_path: Path) -> None:
     """A line each, of what the provider sent; an answer that is complete already has no timing to keep."""
-    chunk = {
-        "id": ID,
+    sent: dict[str, Any] = {
         "object": "chat.completion.chunk",
+        "system_fingerprint": "fp",
+        "usage": {"total_tokens": 3},
+        "choices": [
+            {
+                "index": 0,
+                "delta": {"content": "so", "reasoning_content": "hm"},
+                "finish_reason": "stop",
+                "logprobs": {"content": [{"token": "so"}]},
+            }
+        ],
+    }
+    shown: dict[str, Any] = copy.deepcopy(sent) | {
+        "id": ID,
         "created": 7,
         "model": "m",
-        "system_fingerprint": "fp",
         "resolved_model": "m2",
-        "resolved_provider": "p",
     }
-    delta = {"reasoning_content": "hm", "reasoning": "hm"}
-    logprobs = {"content": [{"token": "hm"}], "tokens": ["hm"], "token_logprobs": [0.5]}
-    choice = {"index": 0, "delta": delta, "finish_reason": "stop", "logprobs": logprobs}
-    gateway.chunks[ID] = [
-        {**chunk, "choices": [choice]},
-        {**chunk, "choices": [], "usage": {"total_tokens": 3}},
-    ]
+    shown["choices"][0]["delta"]["reasoning"] = "hm"
+    shown["choices"][0]["logprobs"] |= {"tokens": ["so"], "token_logprobs": [0.5], "text_offset": [0]}
+    gateway.chunks[ID] = [shown, shown]
     file = tmp_path / "tape.jsonl"
     for _ in range(2):
         done = await tail(server, ID, "--record", str(file))
-        assert done.returncode == 0
+        assert (done.returncode, done.stdout) == (0, "soso\n"), done.stderr
         assert "no timing" in done.stderr
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [[kept for _, kept in line["chunks"]] for line in lines] == 2 * [
-        [
-            {
-                "object": "chat.completion.chunk",
-                "system_fingerprint": "fp",
-                "choices": [
-                    {
-                        "index": 0,
-                        "delta": {"reasoning_content": "hm"},
-                        "finish_reason": "stop",
-                        "logprobs": {"content": [{"token": "hm"}]},
-                    }
-                ],
-            },
-            {
-                "object": "chat.completion.chunk",
-                "system_fingerprint": "fp",
-                "choices": [],
-                "usage": {"total_tokens": 3},
-            },
-        ]
-    ]
+    assert [[chunk for _, chunk in line["chunks"]] for line in lines] == [[sent, sent]] * 2
 
 
 async def test_a_recording_that_can_t_be_written(server: StandIn, tmp_path: Path) -> None:
