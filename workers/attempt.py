@@ -293,7 +293,7 @@ class Attempt:
 
     async def _restart(self) -> None:
         self._take = None
-        base = await self._tools.scripts.restart(self.claim.generation, self.claim.attempt)
+        base = await self._tools.scripts.restart(self.claim.generation, self.claim.fence)
         if base is None:
             raise Fenced
         self.writer.begin(self.encoder, base=base)

@@ -78,9 +78,9 @@ class Control:
         token: str,
         rank: Rank,
         slots: int,
-        held: dict[str, int],
+        held: dict[str, str],
         begin: Callable[[WakeUp, Callable[[str | BaseException], None]], None],
-        on_renewal: Callable[[str, int, Renewal], None],
+        on_renewal: Callable[[str, str, Renewal], None],
     ) -> None:
         self._settings = settings
         self._books = books
@@ -200,9 +200,9 @@ class Control:
                 await asyncio.sleep(FAILURE_PAUSE)
 
     async def _renew(self) -> None:
-        by_partition: dict[int, dict[str, int]] = {}
-        for generation, attempt in list(self._held.items()):
-            by_partition.setdefault(self._redis.partition(generation), {})[generation] = attempt
+        by_partition: dict[int, dict[str, str]] = {}
+        for generation, fence in list(self._held.items()):
+            by_partition.setdefault(self._redis.partition(generation), {})[generation] = fence
         lease_ms = int(self._settings.lease_seconds * 1000)
         for partition, held in by_partition.items():
             for generation, renewal in (

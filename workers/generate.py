@@ -61,7 +61,7 @@ class Ending:
 class Generator:
     """Runs attempts. One for a worker process; everything here happens on its loop.
 
-    ``held`` maps the generations that this process has a lease on to their attempt; the control thread renews them.
+    ``held`` maps the generations that this process has a lease on to their fence; the control thread renews them.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Generator:
         self._tools = Tools(scripts, providers, Backends(providers), Appender(scripts), self.gate)
         self.circuits = Circuits(scripts.redis, providers)
         self.circuits.start()
-        self.held: dict[str, int] = {}
+        self.held: dict[str, str] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, Stop] = {}
         self._releasing = False
@@ -96,7 +96,7 @@ class Generator:
         )
         if isinstance(claimed, NotClaimed):
             return claimed.reason
-        self.held[generation] = claimed.attempt
+        self.held[generation] = claimed.fence
         try:
             return await self._carry(self._attempt(claimed))
         finally:
@@ -107,19 +107,21 @@ class Generator:
         await self._scripts.mark(partition, queue, seq)
         return "probe"
 
-    def cancel(self, generation: str, attempt: int) -> None:
-        """Stop a stream: it ends as cancelled."""
-        self._stop(generation, attempt, Stop.CANCEL)
+    def cancel(self, generation: str, attempt: str) -> None:
+        """Stop a stream: it ends as cancelled. ``attempt`` is its fence, or the number alone."""
+        held = self.held.get(generation, "")
+        if attempt in (held, held.partition(":")[0]):
+            self._stop(generation, Stop.CANCEL)
 
     def release(self) -> None:
         """Stop every stream, for another worker to go on with: the process is to stop."""
         self._releasing = True
-        for generation, attempt in list(self.held.items()):
-            self._stop(generation, attempt, Stop.RELEASE)
+        for generation in list(self.held):
+            self._stop(generation, Stop.RELEASE)
 
-    def lost(self, generation: str, attempt: int) -> None:
+    def lost(self, generation: str, fence: str) -> None:
         """The lease is another's by now: stop, and write nothing."""
-        if self.held.get(generation) == attempt:
+        if self.held.get(generation) == fence:
             self.held.pop(generation, None)
             task = self._streams.get(generation)
             if task is not None:
@@ -130,9 +132,9 @@ class Generator:
         await self.circuits.close()
         await self._tools.backends.close()
 
-    def _stop(self, generation: str, attempt: int, why: Stop) -> None:
+    def _stop(self, generation: str, why: Stop) -> None:
         task = self._streams.get(generation)
-        if task is not None and self.held.get(generation) == attempt and generation not in self._stops:
+        if task is not None and generation not in self._stops:
             self._stops[generation] = why
             task.cancel()
 
@@ -140,7 +142,7 @@ class Generator:
         return Attempt(
             self._tools,
             claim,
-            on_cancel=lambda: self.cancel(claim.generation, claim.attempt),
+            on_cancel=lambda: self.cancel(claim.generation, claim.fence),
             on_answer=lambda attempt: self.circuits.answered(attempt.target.provider),
         )
 
@@ -179,17 +181,19 @@ class Generator:
                 return await self._wait_for_circuit(attempt, route)
             return await self._fail(attempt, batch, route)
         except Fenced:
-            number = attempt.claim.attempt
-            log.warning("%s: attempt %d was fenced off", generation, number)
+            claim = attempt.claim
+            log.warning("%s: attempt %d was fenced off", generation, claim.attempt)
             with contextlib.suppress(Unavailable):
-                await self._scripts.setback(generation, number, attempt.writer.published)
+                await self._scripts.setback(generation, claim.fence, attempt.writer.published)
             return "fenced"
         except Behind:
             log.warning(
                 "%s: Redis lost chunks of attempt %d; it starts again", generation, attempt.claim.attempt
             )
             past = attempt.past("released")
-            await self._scripts.leave(generation, past, NOTHING, crashes=self._crashes, skip=True)
+            await self._scripts.leave(
+                generation, past, NOTHING, crashes=self._crashes, fence=attempt.claim.fence, skip=True
+            )
             return "released"
         except Unavailable as error:
             log.warning("%s: attempt %d was given up: %s", generation, attempt.claim.attempt, error)
@@ -206,7 +210,7 @@ class Generator:
         claim = await self._scripts.failover(old, (target.provider, target.model), past, call=token_hex(8))
         if claim is None:
             raise Fenced
-        self.held[old.generation] = claim.attempt or old.attempt
+        self.held[old.generation] = claim.fence if claim.attempt else old.fence
         if not claim.attempt:
             return None
         return self._attempt(msgspec.structs.replace(claim, waited_ms=int(attempt.age * 1000)))
@@ -239,7 +243,7 @@ class Generator:
                 case Stop.RELEASE:
                     return Ending(State.FAILED, released=True)
                 case None:
-                    if self.held.get(generation) != attempt.claim.attempt:
+                    if self.held.get(generation) != attempt.claim.fence:
                         raise Fenced from None
                     raise
         except (Fenced, Behind, Unavailable):
@@ -334,7 +338,7 @@ class Generator:
                 for i in sorted(encoder.finish_reasons)
             ],
         )
-        match await self._scripts.end(ended, attempt.claim.attempt, batch):
+        match await self._scripts.end(ended, attempt.claim.fence, batch):
             case EndResult.STALE:
                 raise Fenced
             case EndResult.GAP:

@@ -35,11 +35,11 @@ class LogWriter:
     """One attempt's way into its log."""
 
     __slots__ = ("_appender", "_departed", "_encoder", "_error", "_head_sent", "_in_flight", "_items", "_on_cancel",
-                 "_size", "_waiter", "attempt", "generation", "next", "published")  # fmt: skip
+                 "_size", "_waiter", "fence", "generation", "next", "published")  # fmt: skip
 
     def __init__(self, appender: Appender, claim: Claim, *, on_cancel: Callable[[], None]) -> None:
         self.generation = claim.generation
-        self.attempt = claim.attempt
+        self.fence = claim.fence
         self.next = self.published = claim.next
         self._appender = appender
         self._encoder = ChunkEncoder()
@@ -163,7 +163,7 @@ class Appender:
                     del marked[writer]
                     writers.append(writer)
                     size += writer.size
-                appends = [(w.generation, w.attempt, w.departed()) for w in writers]
+                appends = [(w.generation, w.fence, w.departed()) for w in writers]
                 try:
                     codes = await self._scripts.append_all(partition, appends)
                 except Exception as error:  # noqa: BLE001 (its writers wait for an answer, whatever went wrong)

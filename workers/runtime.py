@@ -111,7 +111,7 @@ class Runtime:
             slots=self._slots,
             held=self.generator.held,
             begin=self.begin,
-            on_renewal=lambda g, a, r: self._loop.call_soon_threadsafe(self._on_renewal, g, a, r) and None,
+            on_renewal=lambda g, f, r: self._loop.call_soon_threadsafe(self._on_renewal, g, f, r) and None,
         )
         self.generator.gate.on_woken = self._control.wake
         self._control.start()
@@ -203,14 +203,14 @@ class Runtime:
         verb, *rest = payload.decode().split(" ")
         if verb == "cancel":
             generation, attempt = rest
-            self.generator.cancel(generation, int(attempt))
+            self.generator.cancel(generation, attempt)
         elif verb == "recover":
             self._control.recover()
         elif verb == "circuits":
             self.generator.circuits.look()
 
-    def _on_renewal(self, generation: str, attempt: int, renewal: Renewal) -> None:
+    def _on_renewal(self, generation: str, fence: str, renewal: Renewal) -> None:
         if renewal is Renewal.CANCEL_ASKED:
-            self.generator.cancel(generation, attempt)
+            self.generator.cancel(generation, fence)
         else:
-            self.generator.lost(generation, attempt)
+            self.generator.lost(generation, fence)

@@ -108,7 +108,7 @@ async def attempt(settings: Settings, generation: str) -> str:
     def told(payload: bytes) -> None:
         verb, *rest = payload.decode().split(" ")
         if verb == "cancel" and rest[0] == generation:
-            generator.cancel(generation, int(rest[1]))
+            generator.cancel(generation, rest[1])
 
     hub = Hub(redis)
     await hub.listen(partition, redis.keys(generation).control, told)

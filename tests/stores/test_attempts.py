@@ -429,7 +429,8 @@ async def test_a_cancel_comes_before_a_failover(space: Room) -> None:
 
 
 async def test_another_target_without_a_call(space: Room, redis_client: redis.Redis) -> None:
-    """An attempt that has asked nobody stays the same one, and what was parked without a call leaves no record."""
+    """An attempt that has asked nobody stays the same one. Parked without a call it leaves no record, and its number to
+    the next attempt, in whose name it can write nothing."""
     generation = await space.accept()
     claim = await space.claim(generation)
     turned = await space.scripts.failover(claim, ("other", "m"), None, call="c2")
@@ -439,7 +440,8 @@ async def test_another_target_without_a_call(space: Room, redis_client: redis.Re
     assert left is Left.LEFT
     await due(space, redis_client, generation)
     again = await space.claim(generation)
-    assert (again.attempt, again.tries) == (2, 0)
-    await space.scripts.end(ended(generation), again.fence)
+    assert (again.attempt, again.tries) == (1, 0)
+    assert await space.scripts.append(generation, claim.fence, batch(0)) is Append.STALE
+    assert await space.scripts.end(ended(generation), again.fence) is EndResult.ENDED
     record = last_end(redis_client)
-    assert record.past == []
+    assert (record.attempt, record.past) == (1, [])
