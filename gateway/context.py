@@ -18,7 +18,9 @@ from schemas.settings import Settings
 from stores.admission import Admission
 from stores.apikeys import KeyRing
 from stores.books import Books
+from stores.cache import Cache, CacheLimits
 from stores.config import read_providers
+from stores.flights import Flights
 from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
@@ -38,6 +40,8 @@ class Context:
     redis: Redis
     scripts: Scripts
     books: Books
+    cache: Cache
+    flights: Flights
     keys: KeyRing
     catalog: Catalog
     publisher: Publisher
@@ -77,10 +81,12 @@ async def open_context(settings: Settings) -> Context:
         redis=redis,
         scripts=Scripts(redis),
         books=books,
+        cache=Cache(engine),
+        flights=Flights(redis),
         keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,
         publisher=publisher,
-        submitter=Submitter(redis, catalog, publisher, books),
+        submitter=Submitter(redis, catalog, publisher, books, CacheLimits.of(settings)),
         admission=admission,
         watching=asyncio.create_task(admission.watch()),
         followers=followers,

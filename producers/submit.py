@@ -16,6 +16,8 @@ import msgspec
 from producers.catalog import Catalog
 from producers.publish import Publisher
 from producers.recent import Recent
+from producers.sharing import Shared, Sharing
+from schemas.caching import BYPASS, CachePolicy
 from schemas.errors import Conflict, NotFound, Unavailable, Unprocessable
 from schemas.fingerprint import fingerprint
 from schemas.ids import new_completion_id
@@ -25,10 +27,12 @@ from schemas.records import VERSION, Accepted, Ended
 from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
 from stores.books import Books
+from stores.cache import DEFAULT_LIMITS, Cache, CacheLimits
 from stores.chunklog import ChunkLog
 from stores.outcomes import AcceptResult
 from stores.redis import Redis
 from stores.scripts import Scripts
+from stores.wire import Arg
 
 #: Waits between the tries to cancel what Redis may or may not have accepted, in seconds.
 LATE_PAUSES = (0.5, 1, 2, 4, 8, 16, 32)
@@ -40,6 +44,8 @@ FINGERPRINT_WINDOW_MS = 3600 * 1000
 FINGERPRINT_PAGE, FINGERPRINT_BOOKS = 32, 64
 #: How long the index of a fingerprint stays after its newest generation was accepted, in milliseconds.
 FINGERPRINT_TTL_MS = 4 * FINGERPRINT_WINDOW_MS
+#: Completions that point to others' generations, of one fingerprint, that can be resumed by it: the newest.
+HITS_INDEXED = 64
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -61,12 +67,16 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Submission(msgspec.Struct, frozen=True):
-    """An accepted completion. ``fresh`` is False where an Idempotency-Key led to one that was there already."""
+    """An accepted completion. ``fresh`` is False where an Idempotency-Key led to one that was there already.
+    ``shared``: somebody else's work answers it.
+    """
 
     id: str
     created_ms: int
     resolved: Resolved
     fresh: bool = True
+    cache: str = "bypass"
+    shared: Shared | None = None
 
 
 class Reservation(msgspec.Struct):
@@ -90,13 +100,21 @@ def decode_work(data: bytes) -> Work:
 class Submitter:
     """Takes completions in. One for a process."""
 
-    def __init__(self, redis: Redis, catalog: Catalog, publisher: Publisher, books: Books) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        catalog: Catalog,
+        publisher: Publisher,
+        books: Books,
+        limits: CacheLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._redis = redis
         self._scripts = Scripts(redis)
         self._log = ChunkLog(redis)
         self.catalog = catalog
         self._publisher = publisher
         self._books = books
+        self._sharing = Sharing(redis, Cache(books.engine), limits)
         self._late: set[asyncio.Task[None]] = set()
         self.recent = Recent(redis, books)
 
@@ -107,16 +125,17 @@ class Submitter:
         *,
         queue: Queue = Queue.INTERACTIVE,
         sample: int | None = None,
+        policy: CachePolicy = BYPASS,
         idempotency_key: str | None = None,
         prepare: Callable[[str], Awaitable[None]] | None = None,
     ) -> Submission:
-        """``prepare`` is given the id and awaited before any worker can hear of it: a place to subscribe.
+        """``prepare`` is given the id of new work and awaited before any worker can hear of it: a place to subscribe.
 
-        Raises ModelNotFound, Unprocessable for a reused Idempotency-Key, and Unavailable."""
+        Raises ModelNotFound, Unprocessable for a reused Idempotency-Key, CacheMiss and Unavailable."""
         resolved = await self.catalog.resolve(request.model)
         params = request.params()
         digest = self._fingerprint(caller, resolved, params, sample)
-        completion_id = new_completion_id()
+        completion_id = mine = new_completion_id()
         reservation: Reservation | None = None
         if idempotency_key is not None:
             reservation = await self._reserve(caller, idempotency_key, completion_id, digest)
@@ -139,7 +158,17 @@ class Submitter:
             fingerprint=digest,
             store=request.store is not False,
             metadata=params.get("metadata"),
+            cache="miss" if policy.writes else "bypass",
+            choices=request.n_choices if policy.writes else 1,
         )
+        if policy is not BYPASS:
+            shared = await self._shared(record, policy, again=completion_id != mine)
+            if shared is not None:
+                await self._index(caller, digest, completion_id, most=HITS_INDEXED)
+                if idempotency_key is not None and reservation is not None:
+                    await self._confirm(caller, idempotency_key, reservation)
+                created_ms, cache = shared.record.created_ms, shared.record.cache
+                return Submission(completion_id, created_ms, resolved, cache=cache, shared=shared)
         work = Work(
             params=params,
             targets=[(t.provider, t.model) for t in resolved.targets],
@@ -161,6 +190,8 @@ class Submitter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # what they hold is known to the caller then
+            if policy.writes:
+                await self._sharing.abandon(record)
             await self._take_back(accepting, record, caller, idempotency_key)
             raise
         accepted = accepting.result()
@@ -168,7 +199,10 @@ class Submitter:
             # Behind a reservation that was never confirmed, an earlier call may have died before its message was out;
             # a message for work that is under way does nothing.
             try:
-                await self._put(record, accepted)
+                if policy.writes:
+                    await asyncio.gather(self._put(record, accepted), self._sharing.accepted(record))
+                else:
+                    await self._put(record, accepted)
             except Unavailable:
                 await self._take_back(accepting, record, caller, idempotency_key)
                 raise
@@ -187,7 +221,19 @@ class Submitter:
                 await self._publisher.publish(record.id, record.queue, accepted.seq)
 
         self.recent.add(completion_id, len(encoded), again)
-        return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
+        return Submission(
+            completion_id, accepted.created_ms, resolved, fresh=accepted.fresh, cache=record.cache
+        )
+
+    async def _shared(self, record: Accepted, policy: CachePolicy, *, again: bool) -> Shared | None:
+        """``again``: an earlier call with the same Idempotency-Key may have accepted it, one way or the other."""
+        if again:
+            known = await self._sharing.again(record.id)
+            if known is not None:
+                return Shared(known)
+            if await self._log.state(record.id) is not None:
+                return None
+        return await self._sharing.share(record, policy)
 
     async def _take_back(
         self,
@@ -226,14 +272,17 @@ class Submitter:
 
     async def _undo(self, record: Accepted) -> str:
         """Cancel what its caller was never told of, so that resuming by fingerprint doesn't find it either."""
+        if record.cache == "miss":
+            await self._sharing.abandon(record)
         name = scoped_digest(record.tenant, record.end_user, record.fingerprint)
         keys = self._redis.keys(name)
         await self._redis.command(keys.partition, "ZREM", keys.fingerprint(name), record.id)
-        return await self.cancel(record)
+        return await self.cancel(record, record.queue)
 
-    async def cancel(self, record: Accepted) -> str:
-        """Cancel a completion's generation: 'cancelled', 'cancelling', 'ended' or 'gone'."""
-        return await self._scripts.cancel(never_ran(record), record.queue)
+    async def cancel(self, record: Accepted, queue: str) -> str:
+        """Cancel a completion, and its generation, which waits in ``queue``, where that serves no other one:
+        'cancelled', 'left', 'cancelling', 'ended' or 'gone'."""
+        return await self._scripts.cancel(never_ran(record), queue, who=record)
 
     # Resuming
 
@@ -261,41 +310,46 @@ class Submitter:
         )
         now_s, _ = await self._redis.command(keys.partition, "TIME")
         oldest = int(now_s) * 1000 - FINGERPRINT_WINDOW_MS
-        alive: list[str] = []
+        alive: list[tuple[str, str]] = []
         for at in range(0, len(members), FINGERPRINT_PAGE):
             page = [member.decode() for member in members[at : at + FINGERPRINT_PAGE]]
             alive += await self._run_or_ended(page, oldest, books=at < FINGERPRINT_BOOKS)
-            if len(alive) > 1:
+            if len({generation for _, generation in alive}) > 1:
                 break
         if not alive:
             raise NotFound(
                 "Nothing to resume: no equal request runs or ended within the last hour. Send x-completion-id to "
                 "name a completion, or leave x-last-chunk-index out to start a new one."
             )
-        if len(alive) > 1:
+        if len({generation for _, generation in alive}) > 1:
             raise Conflict(
                 "Several equal requests match: send x-completion-id to say which one to resume.",
                 param="x-completion-id",
                 code="ambiguous_resume",
             )
-        return alive[0]
+        return alive[0][0]
 
     # Inside
 
-    async def _run_or_ended(self, generations: list[str], oldest_ms: int, *, books: bool) -> list[str]:
-        """Those that run or have ended since then, and are not deleted. ``books``: whose log has left Redis, too."""
-        states = await asyncio.gather(*(self._log.state(generation) for generation in generations))
-        found: list[str] = []
-        for generation, state in zip(generations, states, strict=True):
+    async def _run_or_ended(
+        self, completions: list[str], oldest_ms: int, *, books: bool
+    ) -> list[tuple[str, str]]:
+        """Those that run or have ended since then, and are not deleted, each with its generation. ``books``: whose log
+        has left Redis, too."""
+        states = await asyncio.gather(*(self._log.state(completion) for completion in completions))
+        found: list[tuple[str, str]] = []
+        for completion, state in zip(completions, states, strict=True):
             if state is not None:
-                ended_ms = state.ended_ms
-            else:
-                row = await asyncio.to_thread(self._books.completion, generation) if books else None
-                if row is None:
-                    continue
-                ended_ms = row.ended_ms
-            if ended_ms is None or ended_ms >= oldest_ms:
-                found.append(generation)
+                if not state.deleted and (state.ended_ms is None or state.ended_ms >= oldest_ms):
+                    found.append((completion, completion))
+                continue
+            pointer = await self._sharing.again(completion)
+            if pointer is not None and pointer.created_ms >= oldest_ms:
+                found.append((completion, pointer.generation))
+                continue
+            row = await asyncio.to_thread(self._books.completion, completion) if books else None
+            if row is not None and (row.ended_ms is None or row.ended_ms >= oldest_ms):
+                found.append((completion, row.generation_id))
         return found
 
     @staticmethod
@@ -308,20 +362,22 @@ class Submitter:
             sample=sample,
         )
 
-    async def _index(self, caller: Caller, digest: str, completion_id: str) -> None:
-        """Make the generation findable by its fingerprint. Written before it is accepted; whoever reads it looks."""
+    async def _index(
+        self, caller: Caller, digest: str, completion_id: str, *, most: int | None = None
+    ) -> None:
+        """Make the completion findable by its fingerprint. Whoever reads it looks. ``most``: among so many others."""
         name = scoped_digest(caller.tenant, caller.end_user, digest)
         keys = self._redis.keys(name)
         index = keys.fingerprint(name)
         made_ms = int(completion_id.removeprefix("chatcmpl-")[:12], 16)
-        await self._redis.commands(
-            keys.partition,
-            [
-                ("ZADD", index, made_ms, completion_id),
-                ("PEXPIRE", index, FINGERPRINT_TTL_MS),
-                ("ZREMRANGEBYSCORE", index, "-inf", made_ms - FINGERPRINT_TTL_MS),
-            ],
-        )
+        commands: list[tuple[Arg, ...]] = [
+            ("ZADD", index, made_ms, completion_id),
+            ("PEXPIRE", index, FINGERPRINT_TTL_MS),
+            ("ZREMRANGEBYSCORE", index, "-inf", made_ms - FINGERPRINT_TTL_MS),
+        ]
+        if most is not None:
+            commands[2] = ("ZREMRANGEBYRANK", index, 0, -most - 1)
+        await self._redis.commands(keys.partition, commands)
 
     @staticmethod
     def _idempotency_name(caller: Caller, key: str) -> str:

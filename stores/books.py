@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Engine,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -34,13 +36,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from schemas.errors import InvalidRequest
-from schemas.records import Accepted, Ended, StoredLog
+from schemas.records import Accepted, Departed, Ended, Record, StoredLog
 from schemas.states import State
-from schemas.tables import attempts, completions, generations, results, usage
+from schemas.tables import attempts, cache, completions, generations, results, usage
 from stores.rows import (
     SELECT_COMPLETIONS,
+    CacheRow,
     CompletionRow,
+    GenerationRow,
     attempt_rows,
+    cache_row,
     completion_row,
     generation_row,
     log_row,
@@ -54,7 +59,7 @@ from stores.sql import LOCK_BOOKS, among, insert_new, is_sqlite, lock, reading, 
 #: Results that one transaction of the sweep drops.
 SWEEP = 500
 
-_c, _g, _a, _r, _u = completions.c, generations.c, attempts.c, results.c, usage.c
+_c, _g, _a, _r, _u, _k = completions.c, generations.c, attempts.c, results.c, usage.c, cache.c
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -67,6 +72,34 @@ class Applied(msgspec.Struct, frozen=True):
 
     settled: dict[str, str]
     missing: set[str]
+
+
+def _leaving(record: Departed) -> dict[str, Any]:
+    return {
+        "left_id": record.accepted.id,
+        "left_status": record.state,
+        "left_tail": record.tail,
+        "left_ms": record.ended_ms,
+    }
+
+
+def _keep_in_cache(connection: Connection, cached: Sequence[CacheRow]) -> None:
+    """Results that are kept may answer others; a newer one takes an older one's place."""
+    newest: dict[tuple[str, str], CacheRow] = {}
+    for row in sorted(cached, key=lambda row: row.ended_ms):
+        newest[row.record.tenant, row.record.fingerprint] = row
+    ids = [row.record.generation for row in newest.values()]
+    sizes: dict[str, int] = {row[0]: row[1] for row in connection.execute(_SIZES, {"ids": ids})}
+    rows = [
+        cache_row(row, sizes[row.record.generation])
+        for _, row in sorted(newest.items(), key=_key)
+        if row.record.generation in sizes
+    ]
+    if rows:
+        connection.execute(
+            _OUTDATE, [{"t": r["tenant"], "f": r["fingerprint"], "at": r["created_ms"]} for r in rows]
+        )
+        insert_new(connection, cache, rows)
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -100,19 +133,26 @@ class Books:
 
     # Writing
 
-    def apply(self, records: Sequence[Accepted | Ended], logs: Mapping[str, StoredLog]) -> Applied:
+    def apply(
+        self, records: Sequence[Record], logs: Mapping[str, StoredLog], cached: Sequence[CacheRow] = ()
+    ) -> Applied:
         """Enter ledger records in one transaction, and settle every completion whose generation has ended.
 
         The order and grouping of records doesn't matter, nor does repetition. ``logs`` maps generation ids to their
-        chunk logs; of those, what a stored completion points to is kept. Raises SQLAlchemy's errors, and then
-        nothing of the call is in the books.
+        chunk logs; of those, what a stored completion points to is kept. ``cached`` are generations of these records
+        whose results may answer others, where they are kept. Raises SQLAlchemy's errors, and then nothing of the call
+        is in the books.
         """
         accepted: dict[str, Accepted] = {}
         ended: dict[str, Ended] = {}
+        left: dict[str, Departed] = {}
         tried: dict[tuple[str, int], dict[str, Any]] = {}
         for record in records:
             if isinstance(record, Accepted):
                 accepted.setdefault(record.id, record)
+            elif isinstance(record, Departed):
+                left.setdefault(record.accepted.id, record)
+                accepted.setdefault(record.accepted.id, record.accepted)
             else:
                 ended.setdefault(record.generation, record)
                 for row in attempt_rows(record):
@@ -129,15 +169,26 @@ class Books:
             insert_new(connection, completions, completion_rows)
             insert_new(connection, generations, generation_rows)
             insert_new(connection, attempts, [row for _, row in sorted(tried.items(), key=_key)])
-            settled = [*connection.scalars(_SETTLE_GENERATIONS, {"ids": sorted(ended)})] if ended else []
-            settled += connection.scalars(_SETTLE_IDS, {"ids": others}) if others else []
+            if left:
+                connection.execute(_LEAVE, [_leaving(r) for _, r in sorted(left.items(), key=_key)])
+            over = [*connection.execute(_SETTLE_GENERATIONS, {"ids": sorted(ended)})] if ended else []
+            over += connection.execute(_SETTLE_IDS, {"ids": others}) if others else []
+            settled: list[str] = [row.id for row in over]
+            # Those that left early are charged once their generation has ended, too.
+            settled += connection.scalars(_LEFT, {"ids": sorted(ended)}) if ended else []
+            settled += connection.scalars(_LEFT_IDS, {"ids": sorted(left)}) if left else []
             if settled:
-                connection.execute(_CHARGE, {"ids": settled})
+                connection.execute(_CHARGE, {"ids": sorted(set(settled))})
+            hits = [row.id for row in over if row.cache == "hit"]
+            if hits:
+                connection.execute(_COUNT_HITS, {"ids": hits})
             ends = sorted(ended.keys() | logs.keys())
             found = [*connection.execute(_SETTLED_GENERATIONS, {"ids": ends})] if ends else []
             found += connection.execute(_SETTLED_IDS, {"ids": others}) if others else []
             lacking: set[str] = {row.generation_id for row in found if row.lacks}
             insert_new(connection, results, [row for row in log_rows if row["generation_id"] in lacking])
+            if cached:
+                _keep_in_cache(connection, cached)
         return Applied({row.id: row.generation_id for row in found}, lacking - logs.keys())
 
     def set_metadata(
@@ -247,6 +298,12 @@ class Books:
         with reading(self.engine) as connection:
             return {*connection.scalars(select(_c.id).where(_c.id.in_(ids), over))}
 
+    def generation(self, id: str) -> GenerationRow | None:
+        """None for one that has not ended here."""
+        with reading(self.engine) as connection:
+            row = connection.execute(select(generations).where(_g.id == id)).mappings().one_or_none()
+        return None if row is None else msgspec.convert(dict(row), GenerationRow)
+
     def stored_log(self, generation_id: str) -> StoredLog | None:
         columns = (_r.head, _r["items"], _r.compressed, _r.base, _r.next)
         with reading(self.engine) as connection:
@@ -274,8 +331,21 @@ _SETTLE = (
     update(completions)
     .where(_c.status == State.QUEUED.value, _g.id == _c.generation_id)
     .values(status=_g.state, ended_ms=_later(_g.ended_ms, _c.created_ms))
-    .returning(_c.id)
+    .returning(_c.id, _c.cache)
 )
+#: One that leaves before its generation ends has an end of its own.
+_LEAVE = (
+    update(completions)
+    .where(_c.id == bindparam("left_id"), _c.status == State.QUEUED.value)
+    .values(status=bindparam("left_status"), tail=bindparam("left_tail"), ended_ms=bindparam("left_ms"))
+)
+_LEFT_ANY = select(_c.id).where(
+    _c.tail.is_not(None),
+    exists().where(_g.id == _c.generation_id),
+    ~exists().where(_u.completion_id == _c.id),
+)
+_LEFT = _LEFT_ANY.where(among(_c.generation_id))
+_LEFT_IDS = _LEFT_ANY.where(among(_c.id))
 _SETTLE_IDS = _SETTLE.where(among(_c.id))
 _SETTLE_GENERATIONS = _SETTLE.where(among(_c.generation_id))
 
@@ -300,7 +370,7 @@ _CHARGED: dict[str, ColumnElement[Any]] = {
     "attempts": _g.attempt,
     "queue_ms": _since_created(_g.leased_ms),
     "first_chunk_ms": _since_created(_g.first_chunk_ms),
-    "duration_ms": _since_created(_g.ended_ms),
+    "duration_ms": _since_created(_c.ended_ms),
     "created_ms": _c.created_ms,
 }
 _CHARGE = insert(usage).from_select(
@@ -309,6 +379,22 @@ _CHARGE = insert(usage).from_select(
     .join_from(completions, generations, _g.id == _c.generation_id)
     .outerjoin(attempts, and_(_a.generation_id == _g.id, _a.number == _g.attempt))
     .where(among(_c.id)),
+)
+
+_SIZES = select(_r.generation_id, func.length(_r.head) + func.length(_r["items"])).where(
+    among(_r.generation_id)
+)
+_OUTDATE = delete(cache).where(
+    _k.tenant == bindparam("t"), _k.fingerprint == bindparam("f"), _k.created_ms < bindparam("at")
+)
+#: For completions that were answered by results of the cache.
+_COUNT_HITS = (
+    update(cache)
+    .where(_k.generation_id.in_(select(_c.generation_id).where(among(_c.id))))
+    .values(
+        hits=_k.hits
+        + select(func.count()).where(_c.generation_id == _k.generation_id, among(_c.id)).scalar_subquery()
+    )
 )
 
 _SETTLED = (

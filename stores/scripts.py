@@ -12,8 +12,9 @@ from typing import Literal
 
 import hiredis
 
-from schemas.errors import Unavailable
-from schemas.records import Accepted, Attempted, Ended, open_record
+from schemas.caching import whole_choices
+from schemas.records import Accepted, Attempted, Ended, encode_record, open_record
+from schemas.states import State
 from stores.outcomes import (
     ANYTIME,
     NOTHING,
@@ -31,7 +32,7 @@ from stores.outcomes import (
     Renewal,
     end_entry,
 )
-from stores.redis import PATIENCE, Redis, Script
+from stores.redis import PATIENCE, Redis, Script, full
 from stores.wire import Arg
 
 _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("renew"), Script("append")
@@ -81,11 +82,7 @@ class Scripts:
                 patience=patience,
             )
         except hiredis.ReplyError as error:
-            if str(error).startswith("OOM"):
-                raise Unavailable(
-                    "Redis has no memory left for new work. Try again later.", retry_after=30
-                ) from None
-            raise
+            raise full(error) from None
         return AcceptResult(bool(fresh), created_ms, seq)
 
     async def published(self, generation: str) -> None:
@@ -203,6 +200,7 @@ class Scripts:
                     end_entry(ended),
                     open_record(ended),
                     "1" if expired_only else "0",
+                    whole_choices(ended.finish_reasons) if ended.state == State.COMPLETED else 0,
                 ],
                 patience=patience,
             )
@@ -322,13 +320,15 @@ class Scripts:
         )
 
     async def cancel(
-        self, ended: Ended, queue: str
-    ) -> Literal["cancelled", "failed", "cancelling", "leased", "ended", "gone"]:
+        self, ended: Ended, queue: str, *, who: Accepted | None = None
+    ) -> Literal["cancelled", "failed", "left", "cancelling", "leased", "ended", "gone"]:
         """End a generation that waits, as cancelled or (its deadline passed) failed; ``ended`` is what the ledger gets.
 
-        A leased one is told to cancel, and otherwise left alone.
+        A leased one is told to cancel, and otherwise left alone. ``who`` is the completion that wants it, by default
+        the one that created the generation: where others share it, only that one ends.
         """
         generation = ended.generation
+        joined = who if who is not None and who.id != generation else None
         keys = self.redis.keys(generation)
         answer: bytes = await self.redis.script(
             keys.partition,
@@ -346,15 +346,24 @@ class Scripts:
                 keys.suspects,
                 keys.parked,
                 keys.deadlines,
+                keys.members(generation),
             ],
-            [generation, ended.state, end_entry(ended), open_record(ended)],
+            [
+                generation,
+                ended.state,
+                end_entry(ended),
+                open_record(ended),
+                generation if joined is None else joined.id,
+                b"" if joined is None else encode_record(joined),
+            ],
         )
         return answer.decode()  # type: ignore[return-value]
 
-    async def annotate(self, generation: str, metadata: bytes) -> bool:
+    async def annotate(self, completion: str, metadata: bytes) -> bool:
         """Replace the metadata (JSON) of a completion that Redis still has."""
-        keys = self.redis.keys(generation)
-        return bool(await self.redis.script(keys.partition, _ANNOTATE, [keys.gen(generation)], [metadata]))
+        keys = self.redis.keys(completion)
+        names = [keys.gen(completion), keys.ptr(completion)]
+        return bool(await self.redis.script(keys.partition, _ANNOTATE, names, [metadata]))
 
     async def lead(
         self,

@@ -24,6 +24,7 @@ from schemas.messaging import WakeUp, wake_up
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.books import Books
+from stores.cache import CacheLimits
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
 from stores.outcomes import Calm, Crashes, Rank, Renewal
 from stores.redis import Redis
@@ -133,6 +134,7 @@ class Control:
             token=self._token,
             log_ttl_interactive=settings.log_ttl_interactive,
             log_ttl_bulk=settings.log_ttl_bulk,
+            limits=CacheLimits.of(settings),
         )
         lease_ms = int(settings.lease_seconds * 1000)
         renew_ms, margin_ms = int(settings.renew_seconds * 1000), int(REAP_MARGIN * 1000)

@@ -11,7 +11,7 @@ import redis
 from hypothesis import strategies as st
 
 from schemas.keys import Keys
-from schemas.records import Accepted, Ended, decode_record
+from schemas.records import Accepted, Ended, Record, decode_record
 from schemas.states import State
 from stores.outcomes import Append, Batch, Claim, EndResult, Fence, Left, NotClaimed, Renewal
 from stores.scripts import SKIP
@@ -48,7 +48,7 @@ class World:
         self.lives: list[Life] = []
         self.hands: dict[tuple[str, str], Hand] = {}  # worker, generation
         self.unsettled: list[tuple[type, str]] = []  # the ledger, oldest first
-        self.records: list[Accepted | Ended] = []  # all that left the ledger
+        self.records: list[Record] = []  # all that left the ledger
         self.seq = 0
         self.kept: Any = None
         #: What no rollback takes back: what readers were shown, by index, and what was said on the channels.

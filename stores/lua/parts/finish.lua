@@ -1,9 +1,8 @@
--- The end of a generation: end entry, state, ledger record. `record` is a JSON object that is left open.
+-- The end of a generation: end entry, state, ledger record. `record` is a JSON object that is left open. Uses `place`.
 local function finish(gen, req, log, ledger, channel, id, state, ending, record, now)
   local h = redis.call('HMGET', gen, 'attempt', 'next', 'base', 'created_ms', 'leased_ms', 'first_chunk_ms', 'past',
-    'attempt_ms')
-  -- Right after a restart marker the place may be taken.
-  local entry = h[2] .. (h[2] == h[3] and h[2] ~= '0' and '-2' or '-1')
+    'attempt_ms', 'mark')
+  local entry = place(h[2], h[3], h[9])
   redis.call('XADD', log, entry, 'e', ending)
   redis.call('HSET', gen, 'state', state, 'end', ending, 'ended_ms', now)
   redis.call('HDEL', gen, 'cancel', 'worker', 'past', 'skip')
