@@ -53,7 +53,7 @@ class Sharing:
         if not policy.reads:
             if policy.only:
                 raise miss()
-            if policy.writes:
+            if policy.joins:
                 await self._flights.seek(record.fingerprint, record.id, "ask")
             return None
         max_age_ms = None if policy.max_age is None else policy.max_age * 1000
@@ -63,7 +63,7 @@ class Sharing:
             found = await self._flights.seek(
                 record.fingerprint,
                 record.id,
-                "read" if policy.only else "join",
+                "join" if policy.joins else "read",
                 max_age_ms=max_age_ms,
                 instead=instead,
             )
@@ -73,7 +73,7 @@ class Sharing:
                     if shared is not None:
                         return shared
                     await self._flights.cool(record.fingerprint)
-                case Flying(generation) if policy.only and not await self._is_whole(generation):
+                case Flying(generation) if not policy.joins and not await self._is_whole(generation):
                     instead = generation
                 case Flying(generation, waited_ms):
                     match await self._flights.join(generation, record.id):

@@ -190,7 +190,7 @@ class Submitter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # what they hold is known to the caller then
-            if policy.writes:
+            if policy.joins:
                 await self._sharing.abandon(record)
             await self._take_back(accepting, record, caller, idempotency_key)
             raise
@@ -199,7 +199,7 @@ class Submitter:
             # Behind a reservation that was never confirmed, an earlier call may have died before its message was out;
             # a message for work that is under way does nothing.
             try:
-                if policy.writes:
+                if policy.joins:
                     await asyncio.gather(self._put(record, accepted), self._sharing.accepted(record))
                 else:
                     await self._put(record, accepted)

@@ -11,12 +11,14 @@ WHOLE = frozenset({"stop", "tool_calls", "function_call", "tool_use", "end_turn"
 
 
 class CachePolicy(msgspec.Struct, frozen=True):
-    """``reads``: a result that is there, or a generation under way, may answer the request. ``writes``: its own answer
-    may serve others. ``max_age`` is the oldest result that will do, in seconds. ``only``: nothing else is asked for.
+    """``reads``: a result that is there may answer the request. ``writes``: its own answer may serve others. ``joins``:
+    it may share a generation under way. ``max_age`` is the oldest result that will do, in seconds. ``only``: nothing
+    else is asked for.
     """
 
     reads: bool = False
     writes: bool = False
+    joins: bool = False
     max_age: int | None = None
     only: bool = False
 
@@ -26,10 +28,16 @@ BYPASS = CachePolicy()
 
 
 def cache_policy(
-    directives: Mapping[str, str], *, temperature: float | None, sample: int | None, store: bool
+    directives: Mapping[str, str],
+    *,
+    temperature: float | None,
+    sample: int | None,
+    store: bool,
+    deadline: bool = False,
 ) -> CachePolicy:
     """By the directives of ``Cache-Control``; without one of those that ask for the cache, what is deterministic
-    (temperature 0, or a numbered sample) uses it.
+    (temperature 0, or a numbered sample) uses it. A request with a deadline has a generation of its own, for the
+    deadline is the generation's.
     """
     only = "only-if-cached" in directives
     if not store or "no-store" in directives:
@@ -39,8 +47,8 @@ def cache_policy(
     if not asked and sample is None and temperature != 0:
         return BYPASS
     if "no-cache" in directives or max_age == 0:
-        return CachePolicy(writes=True, only=only)
-    return CachePolicy(reads=True, writes=not only, max_age=max_age, only=only)
+        return CachePolicy(writes=True, joins=not deadline, only=only)
+    return CachePolicy(reads=True, writes=not only, joins=not (only or deadline), max_age=max_age, only=only)
 
 
 def whole_choices(finish_reasons: Sequence[str]) -> int:
