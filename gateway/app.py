@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import completions, models, operations, stored
+from gateway import cached, completions, models, operations, stored
 from gateway.context import open_context
 from gateway.http import Call, Endpoint, error_reply
 from schemas.codec import dumps
@@ -82,6 +82,7 @@ def _api(prefix: str) -> list[Route]:
         Route(f"{chat}/{{id}}/stream", Endpoint(GET=stored.stream)),
         Route(f"{chat}/{{id}}/cancel", Endpoint(POST=stored.cancel)),
         Route(f"{chat}/{{id}}/token", Endpoint(POST=stored.token)),
+        Route(f"{prefix}/cache", Endpoint(GET=cached.statistics, DELETE=cached.purge)),
         Route(f"{prefix}/models", Endpoint(GET=models.listing)),
         Route(f"{prefix}/models/{{model:path}}", Endpoint(GET=models.retrieve)),
     ]

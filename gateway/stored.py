@@ -198,8 +198,7 @@ async def delete(call: Call) -> Reply:
     fingerprints = await asyncio.to_thread(call.context.cache.of_generation, completion.generation)
     await asyncio.to_thread(call.context.books.delete, completion.id)
     still = await asyncio.to_thread(call.context.cache.of_generation, completion.generation)
-    for fingerprint in {completion.fingerprint, *fingerprints} - {*still}:
-        await call.context.flights.cool(fingerprint)
+    await call.context.flights.cool(*{completion.fingerprint, *fingerprints}.difference(still))
     await call.context.flights.drop(completion.generation, completion.id)
     return Reply({"id": completion.id, "object": "chat.completion.deleted", "deleted": True})
 

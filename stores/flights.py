@@ -31,6 +31,8 @@ RESERVATION_MS = 10_000
 PRODUCER_PATIENCE_MS = 2_000
 #: How long a flight is kept that nobody ends: by then Redis has lost its generation. In milliseconds.
 FLIGHT_TTL_MS = 24 * 3600 * 1000
+#: Hot copies that one command drops.
+COOLED_AT_ONCE = 500
 
 Mode = Literal["join", "read", "ask"]
 
@@ -163,10 +165,15 @@ class Flights:
             if not str(error).startswith(("OOM", "EXECABORT")):
                 raise
 
-    async def cool(self, fingerprint: str) -> None:
-        """Drop a result's hot copy."""
-        keys = self._redis.keys(fingerprint)
-        await self._redis.command(keys.partition, "DEL", keys.hot(fingerprint))
+    async def cool(self, *fingerprints: str) -> None:
+        """Drop the hot copies of results."""
+        by_partition: dict[int, list[str]] = {}
+        for fingerprint in fingerprints:
+            keys = self._redis.keys(fingerprint)
+            by_partition.setdefault(keys.partition, []).append(keys.hot(fingerprint))
+        for partition, names in by_partition.items():
+            for first in range(0, len(names), COOLED_AT_ONCE):
+                await self._redis.command(partition, "DEL", *names[first : first + COOLED_AT_ONCE])
 
     async def join(self, generation: str, completion: str) -> Literal["joined", "completed", "ended", "gone"]:
         """``completed``: it points to a finished answer that may serve others."""

@@ -302,8 +302,8 @@ class Ledger:
         now = asyncio.get_running_loop().time()
         if now >= self._trim_at:
             self._trim_at = now + TRIM_SECONDS
-            for fingerprint in await asyncio.to_thread(self._cache.trim, self._limits.bytes):
-                await self._flights.cool(fingerprint)
+            gone = await asyncio.to_thread(self._cache.trim, self._limits.bytes)
+            await self._flights.cool(*gone)
 
 
 async def retry_dead(redis: Redis, partition: int) -> int:

@@ -160,3 +160,9 @@ class SyncClient:
 
     def models(self) -> Sequence[dict[str, Any]]:
         return self._loop.run(self._client.models())
+
+    def cache(self) -> dict[str, Any]:
+        return self._loop.run(self._client.cache())
+
+    def purge_cache(self, *, model: str | None = None, older_than: int | None = None) -> dict[str, Any]:
+        return self._loop.run(self._client.purge_cache(model=model, older_than=older_than))

@@ -301,3 +301,47 @@ def test_an_idempotency_key_names_one_completion(api: Api) -> None:
         api.seed(api.tenant, headers={"Idempotency-Key": api.tenant}, **DETERMINISTIC).id for _ in range(3)
     }
     assert len(ids) == 1
+
+
+class TestTheTenantsCache:
+    def test_what_is_in_it(self, each_api: Api, each_stack: Stack) -> None:
+        api, stack = each_api, each_stack
+        assert api.get("/v1/cache").json()["entries"] == 0
+        first = api.seed(api.tenant, **DETERMINISTIC)
+        ids = [first.id, *(api.seed(api.tenant, **DETERMINISTIC).id for _ in range(2)), api.seed().id]
+        stack.settled(*ids)
+        found = api.get("/v1/cache").json()
+        assert (found["entries"], found["hits"], found["misses"], found["bypasses"]) == (1, 2, 1, 1)
+        assert found["bytes"] > 0
+        assert found["oldest"] == found["newest"] is not None
+        assert found["hit_rate"] == pytest.approx(2 / 3)
+        assert found["saved_tokens"] == 2 * (10 + 10)
+
+    def test_purging(self, each_api: Api, each_stack: Stack) -> None:
+        """By model and by age; hits of before go on being there."""
+        api, stack = each_api, each_stack
+        first = api.seed(api.tenant, **DETERMINISTIC)
+        hit = api.seed(api.tenant, **DETERMINISTIC)
+        stack.settled(first.id, hit.id)
+        for query in ("?model=fake-b", "?older_than=3600"):
+            assert api.delete(f"/v1/cache{query}").json()["entries"] == 0
+        assert api.seed(api.tenant, **DETERMINISTIC).headers["x-cache"] == "hit"
+        wait_until(lambda: not stack.redis.exists(stack.flight_of(first.id)), what="the flight's end")
+        gone = api.delete("/api/v1/llm/cache?model=fake&older_than=0").json()
+        assert (gone["object"], gone["entries"]) == ("cache.purged", 1)
+        assert api.seed(api.tenant, **DETERMINISTIC).headers["x-cache"] == "miss"
+        assert api.follow(hit.id).text == first.text
+
+    @pytest.mark.parametrize("query", ["?older_than=-1", "?older_than=x", "?oldest=1"])
+    def test_what_it_may_be_asked(self, api: Api, query: str) -> None:
+        answer = api.delete(f"/v1/cache{query}")
+        assert (answer.status_code, bool(error_of(answer)["param"])) == (400, True)
+
+    def test_it_is_nobody_elses(self, api: Api, stack: Stack) -> None:
+        first = api.seed(api.tenant, **DETERMINISTIC)
+        stack.settled(first.id)
+        with stack.api() as other:
+            assert other.get("/v1/cache").json()["entries"] == 0
+            assert other.delete("/v1/cache").json()["entries"] == 0
+        assert api.get("/v1/cache", headers={"X-On-Behalf-Of": "ann"}).status_code == 400
+        assert api.seed(api.tenant, **DETERMINISTIC).headers["x-cache"] == "hit"

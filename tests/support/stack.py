@@ -349,6 +349,12 @@ class Stack:
             assert -1 not in map(self.redis.pttl, others), "the log outlives its state"
             self.redis.delete(gen, ptr, *others)
 
+    def flight_of(self, completion_id: str) -> str:
+        """The key that says who fetches the answer to the completion's request."""
+        row = self.row(completion_id)
+        assert row is not None
+        return Keys(0).flight(row.fingerprint)
+
     def forget_hot(self) -> None:
         """As when the time of every hot copy of a cached result is over."""
         for name in self.redis.scan_iter(Keys(0).hot("*")):

@@ -59,6 +59,7 @@ def test_version() -> None:
         ("tail", "--help"),
         ("cancel", "--help"),
         ("keys", "--help"),
+        ("cache", "purge", "--help"),
         ("doctor", "--help"),
     ],
 )
