@@ -137,6 +137,17 @@ def measure_resume(run: Run) -> None:
         run.keep(f"resume ms, {state}", {str(index): times for index, times in by_index.items()})
 
 
+def measure_hits(run: Run) -> None:
+    floods = Floods(run.stack, seconds=run.effort.seconds)
+    for number in range(run.effort.rounds):
+        for lane in throughput.hit_lanes(run.stack, run.load):
+            found = floods.run(lane)
+            say(f"round {number + 1} of {run.effort.rounds}: {lane.name} {found.rate:.0f}/s")
+    run.rows += throughput.hit_rows(floods)
+    run.failures += [f"{lane}: {said}" for lane, said in floods.complaints.items()]
+    run.keep("hits/s", {name: [r.rate for r in rounds] for name, rounds in floods.rounds.items()})
+
+
 def _most(section: str, name: str, value: float, target: float, unit: str, note: str = "") -> Row:
     return Row(
         section=section,
@@ -155,6 +166,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "delay": measure_delay,
     "memory": measure_memory,
     "resume": measure_resume,
+    "hits": measure_hits,
 }
 
 

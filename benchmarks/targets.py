@@ -12,3 +12,5 @@ LOG_BYTES = 60
 #: Resuming in a log of 100,000 chunks: p50 to the first chunk, in milliseconds, wherever; and how far apart the fastest
 #: and the slowest index may be to be called the same.
 RESUME_MS, RESUME_SPREAD_MS = 5, 1.5
+#: Answers from the cache a second, by one gateway process.
+HITS = 1_500
