@@ -170,7 +170,6 @@ async def submit(call: Call, asked: Asked, request: ChatCompletionRequest, prepa
             temperature=request.temperature,
             sample=asked.sample,
             store=request.store is not False,
-            deadline=request.timeout is not None,
         ),
         idempotency_key=asked.idempotency_key,
         prepare=prepare,

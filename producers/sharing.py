@@ -44,7 +44,7 @@ class Sharing:
         self._cache = cache
         self._limits = limits
 
-    async def share(self, record: Accepted, policy: CachePolicy) -> Shared | None:
+    async def share(self, record: Accepted, policy: CachePolicy, *, timeout_ms: int = 0) -> Shared | None:
         """The completion, accepted, where somebody else's work answers it. None: it is to be accepted as work of its
         own, and until then its flight is reserved.
 
@@ -76,9 +76,11 @@ class Sharing:
                 case Flying(generation) if not policy.joins and not await self._is_whole(generation):
                     instead = generation
                 case Flying(generation, waited_ms):
-                    match await self._flights.join(generation, record.id):
+                    joined = await self._flights.join(generation, record.id, timeout_ms=timeout_ms)
+                    match joined.how:
                         case "joined":
-                            return await self._point(record, generation, "join")
+                            due = msgspec.structs.replace(record, deadline_ms=joined.deadline_ms)
+                            return await self._point(due, generation, "join")
                         case "completed":
                             shared = await self._finished(record, generation, max_age_ms)
                             if shared is not None:

@@ -161,8 +161,9 @@ class Submitter:
             cache="miss" if policy.writes else "bypass",
             choices=request.n_choices if policy.writes else 1,
         )
+        timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
         if policy is not BYPASS:
-            shared = await self._shared(record, policy, again=completion_id != mine)
+            shared = await self._shared(record, policy, timeout_ms, again=completion_id != mine)
             if shared is not None:
                 await self._index(caller, digest, completion_id, most=HITS_INDEXED)
                 if idempotency_key is not None and reservation is not None:
@@ -175,7 +176,6 @@ class Submitter:
             end_user=caller.end_user,
             choices=request.n_choices,
         )
-        timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
         encoded = encode_work(work)
         accepting = asyncio.create_task(self._scripts.accept(record, encoded, timeout_ms=timeout_ms))
         beside: list[Awaitable[None]] = []
@@ -225,7 +225,9 @@ class Submitter:
             completion_id, accepted.created_ms, resolved, fresh=accepted.fresh, cache=record.cache
         )
 
-    async def _shared(self, record: Accepted, policy: CachePolicy, *, again: bool) -> Shared | None:
+    async def _shared(
+        self, record: Accepted, policy: CachePolicy, timeout_ms: int, *, again: bool
+    ) -> Shared | None:
         """``again``: an earlier call with the same Idempotency-Key may have accepted it, one way or the other."""
         if again:
             known = await self._sharing.again(record.id)
@@ -233,7 +235,7 @@ class Submitter:
                 return Shared(known)
             if await self._log.state(record.id) is not None:
                 return None
-        return await self._sharing.share(record, policy)
+        return await self._sharing.share(record, policy, timeout_ms=timeout_ms)
 
     async def _take_back(
         self,

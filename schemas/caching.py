@@ -33,11 +33,9 @@ def cache_policy(
     temperature: float | None,
     sample: int | None,
     store: bool,
-    deadline: bool = False,
 ) -> CachePolicy:
     """By the directives of ``Cache-Control``; without one of those that ask for the cache, what is deterministic
-    (temperature 0, or a numbered sample) uses it. A request with a deadline has a generation of its own, for the
-    deadline is the generation's.
+    (temperature 0, or a numbered sample) uses it.
     """
     only = "only-if-cached" in directives
     if not store or "no-store" in directives:
@@ -47,8 +45,8 @@ def cache_policy(
     if not asked and sample is None and temperature != 0:
         return BYPASS
     if "no-cache" in directives or max_age == 0:
-        return CachePolicy(writes=True, joins=not deadline, only=only)
-    return CachePolicy(reads=True, writes=not only, joins=not (only or deadline), max_age=max_age, only=only)
+        return CachePolicy(writes=True, joins=True, only=only)
+    return CachePolicy(reads=True, writes=not only, joins=not only, max_age=max_age, only=only)
 
 
 def whole_choices(finish_reasons: Sequence[str]) -> int:

@@ -114,6 +114,11 @@ class Keys:
         return f"{self.prefix}hot:{fingerprint}"
 
 
+def deadline_of(generation: str, completion: str) -> str:
+    """The member of ``deadlines`` for one completion of a generation that several may share."""
+    return f"{generation}/{completion}"
+
+
 def partition_in(name: str) -> int:
     """The partition in the name of one of our keys or channels."""
     return int(name[name.index("{p") + 2 : name.index("}")])

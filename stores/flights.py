@@ -12,6 +12,7 @@ from typing import Literal
 import hiredis
 import msgspec
 
+from schemas.keys import deadline_of
 from schemas.records import Accepted, StoredLog, decode_record, encode, open_record
 from stores.chunklog import LogState
 from stores.redis import Redis, Script, full
@@ -71,6 +72,13 @@ class Reserved(msgspec.Struct, frozen=True):
 
 class Nothing(msgspec.Struct, frozen=True):
     """There is no result."""
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """``completed``: the completion points to a finished answer that may serve others."""
+
+    how: Literal["joined", "completed", "ended", "gone"]
+    deadline_ms: int | None = None
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -175,16 +183,19 @@ class Flights:
             for first in range(0, len(names), COOLED_AT_ONCE):
                 await self._redis.command(partition, "DEL", *names[first : first + COOLED_AT_ONCE])
 
-    async def join(self, generation: str, completion: str) -> Literal["joined", "completed", "ended", "gone"]:
-        """``completed``: it points to a finished answer that may serve others."""
+    async def join(self, generation: str, completion: str, *, timeout_ms: int = 0) -> Joined:
+        """``timeout_ms`` from now is the completion's deadline, 0 is none. Raises Unavailable."""
         keys = self._redis.keys(generation)
         try:
-            answer: bytes = await self._redis.script(
-                keys.partition, _JOIN, [keys.gen(generation), keys.members(generation)], [completion]
+            how, due = await self._redis.script(
+                keys.partition,
+                _JOIN,
+                [keys.gen(generation), keys.members(generation), keys.deadlines],
+                [completion, timeout_ms, deadline_of(generation, completion)],
             )
         except hiredis.ReplyError as error:
             raise full(error) from None
-        return answer.decode()  # type: ignore[return-value]
+        return Joined(how.decode(), due or None)
 
     async def point(self, record: Accepted) -> Accepted | None:
         """Accept a completion of another one's generation. The record as it was accepted, by this call or before;

@@ -263,7 +263,12 @@ class Ledger:
         pointing = [
             e.record for e in done if isinstance(e.record, Accepted) and e.record.id != e.record.generation
         ]
-        return {self._redis.keys(r.id).ptr(r.id): self._ttl_ms[Queue.INTERACTIVE.value] for r in pointing}
+        ttl = self._ttl_ms[Queue.INTERACTIVE.value]
+        return {
+            # The reaper looks for it at its deadline.
+            self._redis.keys(r.id).ptr(r.id): ttl + max(0, (r.deadline_ms or 0) - r.created_ms)
+            for r in pointing
+        }
 
     # The cache
 

@@ -13,6 +13,7 @@ from typing import Literal
 import hiredis
 
 from schemas.caching import whole_choices
+from schemas.keys import deadline_of
 from schemas.records import Accepted, Attempted, Ended, encode_record, open_record
 from schemas.states import State
 from stores.outcomes import (
@@ -78,7 +79,15 @@ class Scripts:
                     keys.queued(record.queue),
                     keys.deadlines,
                 ],
-                [record.id, record.queue, request, open_record(record), timeout_ms, token_hex(8)],
+                [
+                    record.id,
+                    record.queue,
+                    request,
+                    open_record(record),
+                    timeout_ms,
+                    token_hex(8),
+                    deadline_of(record.id, record.id) if record.cache == "miss" else record.id,
+                ],
                 patience=patience,
             )
         except hiredis.ReplyError as error:
@@ -188,6 +197,7 @@ class Scripts:
                     keys.ledger,
                     keys.channel(generation),
                     keys.deadlines,
+                    keys.members(generation),
                 ],
                 [
                     generation,
@@ -320,12 +330,13 @@ class Scripts:
         )
 
     async def cancel(
-        self, ended: Ended, queue: str, *, who: Accepted | None = None
+        self, ended: Ended, queue: str, *, who: Accepted | None = None, due: bool = False
     ) -> Literal["cancelled", "failed", "left", "cancelling", "leased", "ended", "gone"]:
         """End a generation that waits, as cancelled or (its deadline passed) failed; ``ended`` is what the ledger gets.
 
-        A leased one is told to cancel, and otherwise left alone. ``who`` is the completion that wants it, by default
-        the one that created the generation: where others share it, only that one ends.
+        A leased one is told to cancel, and otherwise left alone: past its deadline its worker looks itself. ``who`` is
+        the completion that wants it, by default the one that created the generation: where others share it, only that
+        one ends. ``due``: the deadline is that one's alone, and the worker doesn't know of it.
         """
         generation = ended.generation
         joined = who if who is not None and who.id != generation else None
@@ -355,6 +366,7 @@ class Scripts:
                 open_record(ended),
                 generation if joined is None else joined.id,
                 b"" if joined is None else encode_record(joined),
+                int(due),
             ],
         )
         return answer.decode()  # type: ignore[return-value]

@@ -110,8 +110,9 @@ class Attempt:
         return provider
 
     async def time_left(self) -> float | None:
-        """Seconds to the request's deadline by Redis's clock; None without one."""
-        if self.record.deadline_ms is None:
+        """Seconds to the generation's deadline by Redis's clock; None without one. Where others may share it, a
+        deadline is the completion's alone, which the reaper ends."""
+        if self.record.deadline_ms is None or self.record.cache == "miss":
             return None
         redis = self._tools.scripts.redis
         now = await redis.now_ms(redis.partition(self.record.generation))

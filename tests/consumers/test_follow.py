@@ -428,7 +428,9 @@ async def test_finding(each_house: House) -> None:
     await each_house.expire(generation)
     stored = await each_house.find(generation)
     assert stored.usage is not None
-    assert msgspec.structs.replace(stored, usage=None) == msgspec.structs.replace(live, live=None)
+    assert msgspec.structs.replace(stored, usage=None) == msgspec.structs.replace(
+        live, live=None, record=None
+    )
     assert await each_house.followers.finder.find(accepted().id) is None
 
 

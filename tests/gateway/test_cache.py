@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from schemas.keys import Keys
 from tests.support.api import CHAT, SEED, Api, asking, error_of, ordered
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -263,6 +264,39 @@ def test_the_provider_stops_when_the_last_one_leaves(api: Api, stack: Stack, way
     api.backend.wait_until(lambda: received.ended is not None)
     assert received.ended == "closed"
     assert {row.status.value for row in stack.settled(*ids)} == {"cancelled"}
+
+
+@pytest.mark.parametrize("who", ["first", "second", "both", "alone"])
+def test_a_deadline_is_that_of_one_completion(api: Api, stack: Stack, who: str) -> None:
+    """It ends as failed, and the others go on; the last one's stops the provider."""
+    order = (
+        {"chunks": 150, "interval_ms": 30} if who in ("first", "second") else {"chunks": 9, "stall_after": 3}
+    )
+    body = asking(api.tenant, fake=order, **DETERMINISTIC)
+    with api.events(body | ({} if who == "second" else {"timeout": 1.5})) as first:
+        first.next(2)
+        timeout = {} if who == "first" else {"timeout": 1.6}
+        others = (
+            [] if who == "alone" else [api.background(api.tenant, fake=order, **timeout, **DETERMINISTIC)]
+        )
+        rest = first.rest()
+    ends = {first.id: rest[-1]} | {other: api.follow(other).last for other in others}
+    late = {"first": [first.id], "second": others}.get(who, [*ends])
+    for completion_id, end in ends.items():
+        if completion_id in late:
+            assert (end.event, end.data.split(":")[0]) == ("error", "deadline_exceeded")
+        else:
+            assert end.event == "done"
+    (received,) = api.provider_requests(api.tenant)
+    api.backend.wait_until(lambda: received.ended is not None)
+    assert received.ended == ("complete" if who in ("first", "second") else "closed")
+    rows = stack.settled(*ends)
+    assert {row.id for row in rows if row.status.value == "failed"} == {*late}
+    for completion_id in late:
+        assert api.stored(completion_id)["error"]["code"] == "deadline_exceeded"
+        stack.forget(completion_id)
+        assert api.stored(completion_id)["error"]["code"] == "deadline_exceeded"
+    assert not stack.redis.zcard(Keys(0).deadlines)
 
 
 def test_deleting_one_leaves_the_others_their_text(api: Api, stack: Stack) -> None:
