@@ -235,8 +235,8 @@ def test_who_cancels_ends_alone(each_api: Api, each_stack: Stack, who: str) -> N
         assert stored["status"] == "cancelled"
         assert stored["choices"][0]["message"]["content"] == again.text
         assert api.follow(stayer.id).last.event == "done"
-        rows = stack.settled(leaver.id, stayer.id)
         stack.forget(leaver.id, stayer.id)
+    rows = stack.settled(leaver.id, stayer.id)
     assert [row.status.value for row in rows] == ["cancelled", "completed"]
     assert rows[0].tail == tail + 1
     usage = [row.usage for row in rows]
