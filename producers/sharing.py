@@ -113,6 +113,12 @@ class Sharing:
         """The record of a completion that an earlier call accepted with another one's generation."""
         return await self._flights.pointer(completion_id)
 
+    async def repeat(self, record: Accepted) -> None:
+        """Accept a completion again, of which Redis has lost the pointer. Raises Unavailable."""
+        if record.cache == "join":
+            await self._flights.join(record.generation, record.id)
+        await self._flights.point(msgspec.structs.replace(record, created_ms=0))
+
     # Inside
 
     async def _hit(self, record: Accepted, result: Result, age_ms: int) -> Shared | None:

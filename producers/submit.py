@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -44,6 +45,8 @@ FINGERPRINT_WINDOW_MS = 3600 * 1000
 FINGERPRINT_PAGE, FINGERPRINT_BOOKS = 32, 64
 #: How long the index of a fingerprint stays after its newest generation was accepted, in milliseconds.
 FINGERPRINT_TTL_MS = 4 * FINGERPRINT_WINDOW_MS
+#: What a completion that points to another one's generation is remembered by, in bytes.
+POINTER_BYTES = 1024
 #: Completions that point to others' generations, of one fingerprint, that can be resumed by it: the newest.
 HITS_INDEXED = 64
 
@@ -169,6 +172,7 @@ class Submitter:
                 if idempotency_key is not None and reservation is not None:
                     await self._confirm(caller, idempotency_key, reservation)
                 created_ms, cache = shared.record.created_ms, shared.record.cache
+                self.recent.add(completion_id, POINTER_BYTES, partial(self._sharing.repeat, shared.record))
                 return Submission(completion_id, created_ms, resolved, cache=cache, shared=shared)
         work = Work(
             params=params,
