@@ -174,7 +174,13 @@ class Sharing:
             return None
         result, age_ms = found
         limits = self._limits
-        await self._flights.warm(record.fingerprint, result, ttl_ms=limits.hot_ms, largest=limits.hot_bytes)
+        await self._flights.warm(
+            record.fingerprint,
+            result,
+            owner=record.id,
+            ttl_ms=limits.hot_ms,
+            largest=limits.hot_bytes,
+        )
         return await self._hit(record, result, age_ms)
 
     async def _point(self, record: Accepted, generation: str, outcome: str) -> Shared | None:

@@ -16,7 +16,6 @@ from schemas.keys import deadline_of
 from schemas.records import Accepted, StoredLog, decode_record, encode, open_record
 from stores.chunklog import LogState
 from stores.redis import Redis, Script, full
-from stores.wire import Arg
 
 _SEEK, _KEEP, _JOIN, _POINT, _DROP = (
     Script("seek"),
@@ -25,6 +24,7 @@ _SEEK, _KEEP, _JOIN, _POINT, _DROP = (
     Script("point"),
     Script("drop"),
 )
+_WARM = Script("warm")
 
 #: How long a reservation lasts, in milliseconds.
 RESERVATION_MS = 10_000
@@ -151,26 +151,22 @@ class Flights:
         keys = self._redis.keys(fingerprint)
         await self._redis.script(keys.partition, _KEEP, [keys.flight(fingerprint)], [generation, ttl_ms])
 
-    async def warm(self, fingerprint: str, result: Result, *, ttl_ms: int, largest: int) -> None:
-        """Put a result's hot copy; of one that is larger, only where it is. Memory that is full is no error."""
+    async def warm(self, fingerprint: str, result: Result, *, owner: str, ttl_ms: int, largest: int) -> None:
+        """Put a result's hot copy; of one that is larger, only where it is. Nothing happens where somebody else than
+        ``owner`` fetches a newer one. Memory that is full is no error."""
         keys = self._redis.keys(fingerprint)
-        hot = keys.hot(fingerprint)
         log = result.log
         meta = _Meta(result.generation, result.provider, result.model, result.base, result.next)
-        fields: list[Arg] = ["at", result.ended_ms, "meta", encode(meta)]
-        if log is not None and result.size <= largest:
-            fields += ["items", log.head + b"\n" + log.items]
-        commands: list[tuple[Arg, ...]] = [
-            ("MULTI",),
-            ("DEL", hot),
-            ("HSET", hot, *fields),
-            ("PEXPIRE", hot, ttl_ms),
-            ("EXEC",),
-        ]
+        items = log.head + b"\n" + log.items if log is not None and result.size <= largest else b""
         try:
-            await self._redis.commands(keys.partition, commands)
+            await self._redis.script(
+                keys.partition,
+                _WARM,
+                [keys.hot(fingerprint), keys.flight(fingerprint)],
+                [owner, ttl_ms, result.ended_ms, encode(meta), items],
+            )
         except hiredis.ReplyError as error:
-            if not str(error).startswith(("OOM", "EXECABORT")):
+            if not str(error).startswith("OOM"):
                 raise
 
     async def cool(self, *fingerprints: str) -> None:

@@ -297,7 +297,13 @@ class Ledger:
                     log=ends.logs[generation],
                 )
                 limits = self._limits
-                await self._flights.warm(fingerprint, result, ttl_ms=limits.hot_ms, largest=limits.hot_bytes)
+                await self._flights.warm(
+                    fingerprint,
+                    result,
+                    owner=generation,
+                    ttl_ms=limits.hot_ms,
+                    largest=limits.hot_bytes,
+                )
             await self._flights.land(fingerprint, generation)
 
         await asyncio.gather(*map(publish, settled))

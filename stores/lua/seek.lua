@@ -23,5 +23,8 @@ if mode ~= 'ask' then
     return {'nothing'}
   end
 end
+if mode == 'ask' then
+  redis.call('DEL', hot)  -- whoever comes next is to have the new answer
+end
 redis.call('SET', flight, id, 'PX', reserve)
 return {'reserved'}
