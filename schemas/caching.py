@@ -45,7 +45,7 @@ def cache_policy(
     if not asked and sample is None and temperature != 0:
         return BYPASS
     if "no-cache" in directives or max_age == 0:
-        return CachePolicy(writes=True, joins=True, only=only)
+        return CachePolicy(writes=not only, joins=not only, only=only)
     return CachePolicy(reads=True, writes=not only, joins=not only, max_age=max_age, only=only)
 
 

@@ -199,7 +199,7 @@ def test_no_spelling_nor_delivery_shows(
     delivery: dict[str, Any], nulls: dict[str, None], dice: random.Random
 ) -> None:
     """Whatever is said of fields that can't change the answer, nulls, and another spelling of the rest."""
-    asked = {"temperature": 0, "seed": 7, "logit_bias": {"5": -1, "9": 1.5}}
+    asked: dict[str, Any] = {"temperature": 0, "seed": 7, "logit_bias": {"5": -1, "9": 1.5}}
     more = {name: None for name in nulls if name not in {*asked, *QUESTION}} | delivery
     assert print_of(**respelled({**asked, **more}, dice)) == print_of(**asked)
 
