@@ -147,6 +147,17 @@ def measure_usage(run: Run) -> None:
             run.keep("usage ms", {name: answer.times})
 
 
+def measure_hits(run: Run) -> None:
+    floods = Floods(run.stack, seconds=run.effort.seconds)
+    for number in range(run.effort.rounds):
+        for lane in throughput.hit_lanes(run.stack, run.load):
+            found = floods.run(lane)
+            say(f"round {number + 1} of {run.effort.rounds}: {lane.name} {found.rate:.0f}/s")
+    run.rows += throughput.hit_rows(floods)
+    run.failures += [f"{lane}: {said}" for lane, said in floods.complaints.items()]
+    run.keep("hits/s", {name: [r.rate for r in rounds] for name, rounds in floods.rounds.items()})
+
+
 def _most(section: str, name: str, value: float, target: float, unit: str, note: str = "") -> Row:
     return Row(
         section=section,
@@ -166,6 +177,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "memory": measure_memory,
     "resume": measure_resume,
     "usage": measure_usage,
+    "hits": measure_hits,
 }
 
 

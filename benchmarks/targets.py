@@ -14,3 +14,5 @@ LOG_BYTES = 60
 RESUME_MS, RESUME_SPREAD_MS = 5, 1.5
 #: Adding up a month of a million usage records: median, in milliseconds.
 USAGE_MS = {"SQLite": 1000, "PostgreSQL": 700}
+#: Answers from the cache a second, by one gateway process.
+HITS = 1_500

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from consumers.hub import Hub
-from consumers.lookup import Completion, Finder, from_books, from_redis
+from consumers.lookup import Completion, Finder, from_books, from_redis, from_result
 from consumers.reader import LogReader
 from schemas.codec import Renderer, chunks_of, split_items
 from schemas.errors import Conflict, Failure, GenerationFailed, NotFound, Restarted, Unavailable
@@ -61,6 +61,10 @@ class Follow:
         self._reader = reader
         self._entries: list[Entry] = []
         self._from_sql = reader is None
+        #: Of a cached result, in seconds.
+        self.age: int | None = None
+        self._offset = completion.offset
+        self._own = completion.own
         if reader is None:
             self._entries = self._stored_entries(completion, stored)
 
@@ -78,7 +82,7 @@ class Follow:
         away longer than ``OUTAGE``.
         """
         while True:
-            entries = await self._take()
+            entries = self._ending() or self._mine(await self._take())
             restart = next((place for place, e in enumerate(entries) if e.restart), None)
             if restart is not None:
                 self._entries = entries[restart + 1 :]
@@ -113,11 +117,37 @@ class Follow:
         entries, self._entries = self._entries, []
         return entries
 
+    def _ending(self) -> list[Entry]:
+        """The end of a completion that left, where its reader has come there."""
+        if self._own is None or self.expected < self._own.tail:
+            return []
+        return [Entry(self.expected, end=self._own.entry)]
+
+    def _mine(self, entries: list[Entry]) -> list[Entry]:
+        """What concerns this completion: nothing of others that left, and nothing after its own end, if it left."""
+        if self._own is None and all(entry.left is None for entry in entries):
+            return entries
+        mine: list[Entry] = []
+        for entry in entries:
+            if entry.left is not None:
+                if entry.left.id == self.completion.id:
+                    self._own = entry.left
+                    return [*mine, Entry(entry.first, end=entry.left.entry)]
+                continue
+            if self._own is not None and (entry.end is not None or entry.next > self._own.tail):
+                kept = entry.items[: max(0, self._own.tail - entry.first)]
+                if kept:
+                    mine.append(Entry(entry.first, kept, head=entry.head))
+                return [*mine, Entry(entry.first + len(kept), end=self._own.entry)]
+            mine.append(entry)
+        return mine
+
     async def _from_redis(self, reader: LogReader) -> list[Entry]:
         """What comes next, also after an outage; nothing where the log has left Redis."""
         while True:
             try:
-                return await reader.next()
+                entries = await reader.next()
+                return [_moved(entry, self._offset) for entry in entries] if self._offset else entries
             except Unavailable:
                 away = asyncio.get_running_loop().time() - reader.reached
                 if self.completion.ended or away > OUTAGE:  # who reads what is finished may as well ask again
@@ -163,10 +193,8 @@ class Follow:
 
     async def _from_books(self) -> list[Entry]:
         """The log left Redis while we read it: it was settled, so the books have it, or it was deleted."""
-        row = await asyncio.to_thread(self._books.completion, self.completion.id)
-        if row is None or row.ended_ms is None:
-            raise NotFound(f"The completion '{self.completion.id}' is gone.")
-        completion = from_books(row)
+        completion = await asyncio.to_thread(self._settled)
+        self._own = completion.own
         stored = await asyncio.to_thread(self._books.stored_log, self.completion.generation)
         restarts: list[Entry] = []
         if completion.base > self.base:
@@ -174,13 +202,25 @@ class Follow:
             self.expected = completion.base
         return restarts + self._stored_entries(completion, stored)
 
+    def _settled(self) -> Completion:
+        """The completion as the books have it. Raises NotFound."""
+        known = self.completion
+        row = self._books.completion(known.id)
+        if row is not None and row.generation is not None:
+            return from_books(row)
+        if known.record is not None and known.id != known.generation:  # it may not have come there yet
+            generation = self._books.generation(known.generation)
+            if generation is not None:
+                return from_result(known.record, generation)
+        raise NotFound(f"The completion '{known.id}' is gone.")
+
     def _stored_entries(self, completion: Completion, stored: StoredLog | None) -> list[Entry]:
         """What the books have after this reader's place, with the end. Raises NotFound where no text is kept."""
         at = self.expected
         entries: list[Entry] = []
         if stored is not None:
             items = split_items(stored.items) if stored.items else []
-            items = items[max(0, at - stored.base) :]
+            items = items[max(0, at - stored.base + self._offset) :]
             entries.extend(
                 Entry(at + start, items[start : start + BOOKS_PAGE], head=stored.head)
                 for start in range(0, len(items), BOOKS_PAGE)
@@ -193,6 +233,10 @@ class Follow:
         error = None if failure is None else msgspec.structs.asdict(failure)
         entries.append(Entry(at, end=EndEntry(completion.state.value, error)))
         return entries
+
+
+def _moved(entry: Entry, offset: int) -> Entry:
+    return msgspec.structs.replace(entry, first=entry.first - offset)
 
 
 class Followers:
@@ -214,7 +258,7 @@ class Followers:
             expected = first_index(completion, after)
             stored = await asyncio.to_thread(self._books.stored_log, completion.generation)
             return Follow(completion, self._books, after=after, expected=expected, stored=stored)
-        reader = self.hub.reader(completion.generation, after)
+        reader = self.hub.reader(completion.generation, after if after < 0 else after + completion.offset)
         try:
             state = await reader.open(subscribe=not completion.ended)
             if state is None:
@@ -222,11 +266,11 @@ class Followers:
                 if found is None or found.live is not None:
                     raise NotFound(f"The completion '{completion.id}' is gone.")
                 return await self.open(found, after)
-            found = from_redis(state)
-            reader.expected = first_index(found, after)
-            return Follow(
-                found, self._books, after=after, expected=reader.expected, head=state.head, reader=reader
-            )
+            points = completion.id != completion.generation
+            found = from_redis(state, completion.record if points else None, completion.own)
+            expected = first_index(found, after)
+            reader.expected = expected + found.offset
+            return Follow(found, self._books, after=after, expected=expected, head=state.head, reader=reader)
         except BaseException:
             reader.close()
             raise
@@ -244,6 +288,10 @@ class Followers:
     def attach(self, reader: LogReader, completion: Completion) -> Follow:
         """The follow of a completion that was accepted after ``prepare``."""
         return Follow(completion, self._books, expected=0, reader=reader)
+
+    def replay(self, completion: Completion, stored: StoredLog) -> Follow:
+        """The follow of a completion whose whole answer is at hand."""
+        return Follow(completion, self._books, expected=0, stored=stored)
 
     async def close(self) -> None:
         await self.hub.close()

@@ -175,7 +175,7 @@ class LogReader:
 
     def _accept(self, entry: Entry) -> Entry | None:
         """The part of an entry that this reader doesn't have yet."""
-        if entry.end is not None:
+        if entry.end is not None or entry.left is not None:
             return entry
         if entry.restart:
             if entry.first <= self.base:

@@ -11,14 +11,15 @@ import msgspec
 from starlette.requests import ClientDisconnect
 
 from consumers.follow import Follow, collect, failure_of, renderer_for
-from consumers.lookup import Completion
+from consumers.lookup import Completion, from_result
 from consumers.reader import LogReader
 from gateway.caller import authenticate, caller_with, named, owned
 from gateway.http import Accepted, Call, Headers, Reply, integer
 from gateway.leaving import cancels, leave, unless_left
 from gateway.streaming import EventStream, OpenAIFraming, SeedFraming
 from producers.submit import Caller, Submission
-from schemas.errors import CacheMiss, GenerationFailed, NotFound, TailraceError
+from schemas.caching import cache_policy
+from schemas.errors import GenerationFailed, NotFound, TailraceError
 from schemas.request import ChatCompletionRequest, parse_request
 from schemas.states import Queue, State
 from stores.keylimits import Ticket
@@ -34,7 +35,7 @@ class Asked(msgspec.Struct, frozen=True):
     completion_id: str | None
     idempotency_key: str | None
     sample: int | None
-    only_if_cached: bool
+    directives: dict[str, str]  # of Cache-Control
     cancels: bool  # when the client leaves
     ticket: Ticket | None  # of a key with limits
 
@@ -55,14 +56,13 @@ async def read_headers(call: Call) -> Asked:
             after = integer(value, name=name, least=-1)
             break
     sample = call.header("x-sample")
-    directives = cache_directives(call.header("cache-control"))
     return Asked(
         caller,
         after,
         named(call, "x-completion-id"),
         named(call, "idempotency-key"),
         None if sample is None else integer(sample, name="x-sample", least=0),
-        "only-if-cached" in directives,
+        cache_directives(call.header("cache-control")),
         cancels(call, key),
         Ticket(call.context.key_limits, key) if key.limited else None,
     )
@@ -85,7 +85,7 @@ async def stream(call: Call) -> Any:
     asked = await read_headers(call)
     request = parse_request(await call.body())
     follow = await (accept if asked.after is None else resume)(call, asked, request)
-    headers = completion_headers(follow.completion) | asked.headers
+    headers = follow_headers(follow) | asked.headers
     return EventStream(follow, SeedFraming(), headers, cancels=asked.cancels)
 
 
@@ -99,7 +99,7 @@ async def create(call: Call) -> Any:
         return await respond_async(call, asked, request)
     else:
         follow = await accept(call, asked, request)
-    headers = completion_headers(follow.completion) | asked.headers
+    headers = follow_headers(follow) | asked.headers
     try:
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.get("include_usage"))
@@ -164,17 +164,26 @@ async def accept(call: Call, asked: Asked, request: ChatCompletionRequest) -> Fo
         return followers.attach(readers[0], new_completion(asked, request, submission))
     for reader in readers:
         reader.close()
+    shared = submission.shared
+    if shared is not None and shared.result is not None and shared.result.log is not None:
+        follow = followers.replay(from_result(shared.record, shared.result), shared.result.log)
+        follow.age = shared.age_ms // 1000
+        return follow
     return await followers.open(await owned(call, asked.caller, submission.id))
 
 
 async def submit(call: Call, asked: Asked, request: ChatCompletionRequest, prepare: Any) -> Submission:
-    if asked.only_if_cached:
-        raise CacheMiss("Nothing is cached for this request. Leave 'only-if-cached' out to ask the model.")
     await admit(call, asked)
     return await call.context.submitter.submit(
         request,
         asked.caller,
         sample=asked.sample,
+        policy=cache_policy(
+            asked.directives,
+            temperature=request.temperature,
+            sample=asked.sample,
+            store=request.store is not False,
+        ),
         idempotency_key=asked.idempotency_key,
         prepare=prepare,
         ticket=asked.ticket,
@@ -219,7 +228,7 @@ def new_completion(asked: Asked, request: ChatCompletionRequest, submission: Sub
         queue=Queue.INTERACTIVE.value,
         store=request.store is not False,
         metadata=request.metadata,
-        cache="bypass",
+        cache=submission.cache,
         state=State.QUEUED,
         failure=None,
         attempt=0,
@@ -232,6 +241,13 @@ def new_completion(asked: Asked, request: ChatCompletionRequest, submission: Sub
 
 def completion_headers(completion: Completion) -> Headers:
     return {"x-completion-id": completion.id, "x-cache": completion.cache}
+
+
+def follow_headers(follow: Follow) -> Headers:
+    headers = completion_headers(follow.completion)
+    if follow.age is not None:
+        headers["age"] = str(follow.age)
+    return headers
 
 
 def status_body(completion: Completion) -> dict[str, Any]:

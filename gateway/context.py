@@ -18,7 +18,9 @@ from schemas.settings import Settings
 from stores.admission import Admission
 from stores.apikeys import KeyRing
 from stores.books import Books
+from stores.cache import Cache, CacheLimits
 from stores.config import read_providers
+from stores.flights import Flights
 from stores.keylimits import KeyLimits
 from stores.migration import check_schema
 from stores.redis import Redis
@@ -41,6 +43,8 @@ class Context:
     scripts: Scripts
     books: Books
     usage: UsageReports
+    cache: Cache
+    flights: Flights
     keys: KeyRing
     catalog: Catalog
     publisher: Publisher
@@ -82,10 +86,12 @@ async def open_context(settings: Settings) -> Context:
         scripts=Scripts(redis),
         books=books,
         usage=UsageReports(engine),
+        cache=Cache(engine),
+        flights=Flights(redis),
         keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,
         publisher=publisher,
-        submitter=Submitter(redis, catalog, publisher, books),
+        submitter=Submitter(redis, catalog, publisher, books, CacheLimits.of(settings)),
         admission=admission,
         watching=asyncio.create_task(admission.watch()),
         key_limits=KeyLimits(redis, books, window_ms=int(settings.limit_window_seconds * 1000)),

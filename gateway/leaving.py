@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from consumers.lookup import Completion
 from gateway.http import Call
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.states import OnDisconnect
@@ -68,14 +69,18 @@ async def _left(call: Call) -> None:
         pass
 
 
-async def leave(call: Call, completion_id: str) -> None:
-    """The client that waited for the completion has gone, and wanted it cancelled then.
+async def cancel(call: Call, completion: Completion) -> None:
+    """Nothing happens to one that has ended."""
+    live, record = completion.live, completion.record
+    if live is not None and record is not None and not completion.ended:
+        await call.context.submitter.cancel(record, live.queue)
 
-    Here is the place to ask who else waits for the same generation: today it serves this one completion alone.
-    """
+
+async def leave(call: Call, completion_id: str) -> None:
+    """The client that waited for the completion has gone, and wanted it cancelled then. What others share goes on."""
     try:
         found = await call.context.finder.find(completion_id)
-        if found is not None and found.live is not None and not found.ended:
-            await call.context.submitter.cancel(found.live.info)
+        if found is not None:
+            await cancel(call, found)
     except Unavailable as error:
         log.warning("%s: %s goes on although its client left: %s", call.request_id, completion_id, error)

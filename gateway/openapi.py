@@ -40,7 +40,11 @@ _POST_HEADERS = [
     _header("Last-Event-ID", "The same as x-last-chunk-index, as an EventSource sends it.", "integer"),
     _header("x-completion-id", "Which completion to resume."),
     _header("Idempotency-Key", "A retry with the same key within 24 hours gets the same completion."),
-    _header("Cache-Control", "As in HTTP. `only-if-cached` is 504 on a miss."),
+    _header(
+        "Cache-Control",
+        "As in HTTP: `no-cache` asks afresh, `no-store`, `max-age=S`; `only-if-cached` is 504 on a miss. Without it, "
+        "`temperature: 0` and x-sample use the cache.",
+    ),
     _DISCONNECT,
     _header("x-sample", "Which of several samples of the same request this is.", "integer"),
 ]
@@ -165,6 +169,19 @@ def _paths() -> dict[str, Any]:
             "post": _operation(
                 "A read-only token for this one stream, for 15 minutes", [_ID, _BEHALF], _answers()
             )
+        },
+        "/v1/cache": {
+            "get": _operation("What is in the tenant's cache, and what it has saved", [], _answers()),
+            "delete": _operation(
+                "Drop cached results; stored completions stay",
+                [
+                    _query("model", "Only this model's, as asked or resolved.", {"type": "string"}),
+                    _query(
+                        "older_than", "Only what is older, in seconds.", {"type": "integer", "minimum": 0}
+                    ),
+                ],
+                _answers(),
+            ),
         },
         "/v1/models": {"get": _operation("The models and aliases that can be asked for", [], _answers())},
         "/v1/models/{model}": {

@@ -11,10 +11,10 @@ import msgspec
 
 from consumers.follow import renderer_for
 from consumers.lookup import Completion, from_books
+from gateway import leaving
 from gateway.caller import authenticate, identify, owned, reader_of
 from gateway.completions import completion_headers, status_body
 from gateway.http import Call, Reply, integer
-from gateway.leaving import cancels
 from gateway.streaming import EventStream, SeedFraming
 from producers.submit import Caller
 from schemas.errors import Conflict, InvalidRequest, NotFound, Unavailable
@@ -180,7 +180,7 @@ async def update(call: Call) -> Reply:
     await _in_books(call, completion, ended=False)
     if not await asyncio.to_thread(call.context.books.set_metadata, completion.id, metadata):
         raise NotFound(f"There is no completion '{completion.id}'.", param="id")
-    await call.context.scripts.annotate(completion.generation, msgspec.json.encode(metadata))
+    await call.context.scripts.annotate(completion.id, msgspec.json.encode(metadata))
     changed = msgspec.structs.replace(completion, metadata=metadata)
     return Reply(await present(call, changed), headers=completion_headers(changed))
 
@@ -194,8 +194,12 @@ async def delete(call: Call) -> Reply:
             code="completion_running",
         )
     await _in_books(call, completion, ended=True)
+    # What the cache has of it goes along where no other completion points to it.
+    fingerprints = await asyncio.to_thread(call.context.cache.of_generation, completion.generation)
     await asyncio.to_thread(call.context.books.delete, completion.id)
-    await call.context.followers.log.drop(completion.generation)
+    still = await asyncio.to_thread(call.context.cache.of_generation, completion.generation)
+    await call.context.flights.cool(*{completion.fingerprint, *fingerprints}.difference(still))
+    await call.context.flights.drop(completion.generation, completion.id)
     return Reply({"id": completion.id, "object": "chat.completion.deleted", "deleted": True})
 
 
@@ -206,7 +210,7 @@ async def _in_books(call: Call, completion: Completion, *, ended: bool) -> None:
         row = await asyncio.to_thread(call.context.books.completion, completion.id)
         if row is not None and (row.status.ended or not ended):
             return
-        if row is None and completion.live is None:
+        if row is None and completion.record is None:
             raise NotFound(f"There is no completion '{completion.id}'.", param="id")
         if time.monotonic() >= until:
             raise Unavailable("The books are behind; this change was not made. Try again.", retry_after=5)
@@ -218,7 +222,7 @@ async def cancel(call: Call) -> Reply:
     caller = await identify(call)
     completion = await owned(call, caller, call.path("id"))
     if completion.live is not None and not completion.ended:
-        await call.context.submitter.cancel(completion.live.info)
+        await leaving.cancel(call, completion)
         until = time.monotonic() + CANCEL_WAIT
         while not completion.ended and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -258,7 +262,7 @@ async def stream(call: Call) -> Any:
 
     Whoever reads what exists leaves it as it is when he goes, but for the header ``x-on-disconnect: cancel``.
     """
-    cancelling = cancels(call)
+    cancelling = leaving.cancels(call)
     if cancelling and "token" in call.request.query_params:
         raise InvalidRequest("A stream token is for reading: it can't cancel.", param="x-on-disconnect")
     completion = await reader_of(call, call.path("id"))

@@ -100,5 +100,7 @@ class Recent:
     async def _exists(self, id: str) -> bool:
         keys = self._redis.keys(id)
         return bool(
-            await self._redis.command(keys.partition, "EXISTS", keys.gen(id), patience=RESTORE_SECONDS)
+            await self._redis.command(
+                keys.partition, "EXISTS", keys.gen(id), keys.ptr(id), patience=RESTORE_SECONDS
+            )
         )

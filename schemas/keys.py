@@ -31,6 +31,10 @@ class Keys:
     def ptr(self, completion: str) -> str:
         return f"{self.prefix}ptr:{completion}"
 
+    def members(self, generation: str) -> str:
+        """The completions that joined the generation."""
+        return f"{self.prefix}members:{generation}"
+
     def channel(self, generation: str) -> str:
         """Carries every entry of the generation's chunk log."""
         return f"{self.prefix}ch:{generation}"
@@ -112,6 +116,19 @@ class Keys:
 
     def fingerprint(self, digest: str) -> str:
         return f"{self.prefix}fp:{digest}"
+
+    def flight(self, fingerprint: str) -> str:
+        """Who fetches the answer to equal requests."""
+        return f"{self.prefix}flight:{fingerprint}"
+
+    def hot(self, fingerprint: str) -> str:
+        """A copy of a cached result."""
+        return f"{self.prefix}hot:{fingerprint}"
+
+
+def deadline_of(generation: str, completion: str) -> str:
+    """The member of ``deadlines`` for one completion of a generation that several may share."""
+    return f"{generation}/{completion}"
 
 
 def partition_in(name: str) -> int:

@@ -48,6 +48,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     store: bool = True
     metadata: dict[str, str] | None = None
     cache: str = "bypass"
+    choices: int = 1
     deadline_ms: int | None = None
     batch_id: str | None = None
     counted: bool = False  # its tokens count for a limit of its key
@@ -92,7 +93,24 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     v: int = VERSION
 
 
-Record = Accepted | Ended
+class Departed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="departed"):
+    """A completion ended before its generation, which goes on for others. ``tail`` is the index after its last chunk.
+
+    A script writes it.
+    """
+
+    accepted: Accepted
+    state: str
+    tail: int
+    ended_ms: int
+    v: int = VERSION
+
+    @property
+    def generation(self) -> str:
+        return self.accepted.generation
+
+
+Record = Accepted | Ended | Departed
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _encoder = msgspec.json.Encoder()
@@ -121,7 +139,7 @@ def encode_record(record: Record) -> bytes:
     return encode(record)
 
 
-def open_record(record: Record | Attempted) -> bytes:
+def open_record(record: Accepted | Ended | Attempted) -> bytes:
     """The record as a JSON object that is left open, for a script to put in its fields and close it."""
     return encode(record)[:-1]
 

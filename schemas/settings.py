@@ -37,6 +37,12 @@ class Settings(BaseSettings):
     ledger_limit: int = Field(default=200_000, gt=0)
     #: How long completions are kept after they were accepted, in days; for ever where it is not set.
     retention_days: float | None = Field(default=None, gt=0)
+    #: How long a result answers equal requests; and how much of results one tenant may have, the oldest going first.
+    cache_seconds: float = Field(default=7 * 24 * 3600.0, gt=0)
+    cache_bytes: int = Field(default=1024 * 1024 * 1024, ge=0)
+    #: How long a cached result has a copy in Redis after it was made or asked for in SQL; and the largest such copy.
+    cache_hot_seconds: float = Field(default=600.0, gt=0)
+    cache_hot_bytes: int = Field(default=64 * 1024, ge=0)
     max_body_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     #: SSE comments while nothing else is sent.
     keepalive_seconds: float = Field(default=5.0, gt=0)

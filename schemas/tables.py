@@ -179,3 +179,22 @@ usage = Table(
         *("prompt_tokens", "completion_tokens", "cached_tokens", "cost_nano", "saved_nano"),
     ),
 )
+
+#: Results that may answer equal requests. ``created_ms`` is the end of the generation, from which a result's age
+#: counts; ``bytes`` is what its text takes in ``results``.
+cache = Table(
+    "cache",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    Column("generation_id", Text, ForeignKey("results.generation_id", ondelete="CASCADE"), nullable=False),
+    Column("model", Text, nullable=False),  # as asked
+    Column("resolved_model", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("hits", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Index(None, "tenant", "created_ms"),
+    Index(None, "generation_id"),
+    Index(None, "expires_ms"),
+)

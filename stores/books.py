@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Engine,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -35,12 +36,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from schemas.errors import InvalidRequest
 from schemas.prices import Prices
-from schemas.records import Accepted, Ended, StoredLog
+from schemas.records import Accepted, Departed, Ended, Record, StoredLog
 from schemas.states import State
 from schemas.tables import attempts, completions, generations, results, usage
+from stores.cache import Uncache, count_hits, fingerprints_of, keep_results
 from stores.rows import (
     SELECT_COMPLETIONS,
+    CacheRow,
     CompletionRow,
+    GenerationRow,
     attempt_rows,
     completion_row,
     generation_row,
@@ -68,6 +72,15 @@ class Applied(msgspec.Struct, frozen=True):
 
     settled: dict[str, str]
     missing: set[str]
+
+
+def _leaving(record: Departed) -> dict[str, Any]:
+    return {
+        "left_id": record.accepted.id,
+        "left_status": record.state,
+        "left_tail": record.tail,
+        "left_ms": record.ended_ms,
+    }
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -105,19 +118,26 @@ class Books:
 
     # Writing
 
-    def apply(self, records: Sequence[Accepted | Ended], logs: Mapping[str, StoredLog]) -> Applied:
+    def apply(
+        self, records: Sequence[Record], logs: Mapping[str, StoredLog], cached: Sequence[CacheRow] = ()
+    ) -> Applied:
         """Enter ledger records in one transaction, and settle every completion whose generation has ended.
 
         The order and grouping of records doesn't matter, nor does repetition. ``logs`` maps generation ids to their
-        chunk logs; of those, what a stored completion points to is kept. Raises SQLAlchemy's errors, and then
-        nothing of the call is in the books.
+        chunk logs; of those, what a stored completion points to is kept. ``cached`` are generations of these records
+        whose results may answer others, where they are kept. Raises SQLAlchemy's errors, and then nothing of the call
+        is in the books.
         """
         accepted: dict[str, Accepted] = {}
         ended: dict[str, Ended] = {}
+        left: dict[str, Departed] = {}
         tried: dict[tuple[str, int], dict[str, Any]] = {}
         for record in records:
             if isinstance(record, Accepted):
                 accepted.setdefault(record.id, record)
+            elif isinstance(record, Departed):
+                left.setdefault(record.accepted.id, record)
+                accepted.setdefault(record.accepted.id, record.accepted)
             else:
                 ended.setdefault(record.generation, record)
                 for row in attempt_rows(record, self._prices):
@@ -134,15 +154,26 @@ class Books:
             insert_new(connection, completions, completion_rows)
             insert_new(connection, generations, generation_rows)
             insert_new(connection, attempts, [row for _, row in sorted(tried.items(), key=_key)])
-            settled = [*connection.scalars(_SETTLE_GENERATIONS, {"ids": sorted(ended)})] if ended else []
-            settled += connection.scalars(_SETTLE_IDS, {"ids": others}) if others else []
+            if left:
+                connection.execute(_LEAVE, [_leaving(r) for _, r in sorted(left.items(), key=_key)])
+            over = [*connection.execute(_SETTLE_GENERATIONS, {"ids": sorted(ended)})] if ended else []
+            over += connection.execute(_SETTLE_IDS, {"ids": others}) if others else []
+            settled: list[str] = [row.id for row in over]
+            # Those that left early are charged once their generation has ended, too.
+            settled += connection.scalars(_LEFT, {"ids": sorted(ended)}) if ended else []
+            settled += connection.scalars(_LEFT_IDS, {"ids": sorted(left)}) if left else []
             if settled:
-                connection.execute(_CHARGE, {"ids": settled})
+                connection.execute(_CHARGE, {"ids": sorted(set(settled))})
+            hits = [row.id for row in over if row.cache == "hit"]
+            if hits:
+                count_hits(connection, hits)
             ends = sorted(ended.keys() | logs.keys())
             found = [*connection.execute(_SETTLED_GENERATIONS, {"ids": ends})] if ends else []
             found += connection.execute(_SETTLED_IDS, {"ids": others}) if others else []
             lacking: set[str] = {row.generation_id for row in found if row.lacks}
             insert_new(connection, results, [row for row in log_rows if row["generation_id"] in lacking])
+            if cached:
+                keep_results(connection, cached)
         return Applied({row.id: row.generation_id for row in found}, lacking - logs.keys())
 
     def set_metadata(
@@ -169,8 +200,9 @@ class Books:
             connection.execute(delete(results).where(_r.generation_id == generation, _ORPHANED))
             return True
 
-    def drop_orphaned_results(self) -> int:
-        """Drop every result that no stored completion points to, and say how many there were."""
+    def drop_orphaned_results(self, uncache: Uncache | None = None) -> int:
+        """Drop every result that no stored completion points to, and say how many there were. The cache's entries for
+        them go along: ``uncache`` is told their fingerprints, by which Redis may have copies."""
         dropped = 0
         some = select(_r.generation_id).where(_ORPHANED).limit(SWEEP)
         while True:
@@ -180,8 +212,11 @@ class Books:
                 return dropped
             with writing(self.engine) as connection:
                 lock(connection, LOCK_BOOKS)
+                cached = fingerprints_of(connection, ids)
                 still = delete(results).where(among(_r.generation_id), _ORPHANED)
                 dropped += connection.execute(still, {"ids": ids}).rowcount
+            if cached and uncache is not None:
+                uncache(cached)
 
     # Reading
 
@@ -252,6 +287,12 @@ class Books:
         with reading(self.engine) as connection:
             return {*connection.scalars(select(_c.id).where(_c.id.in_(ids), over))}
 
+    def generation(self, id: str) -> GenerationRow | None:
+        """None for one that has not ended here."""
+        with reading(self.engine) as connection:
+            row = connection.execute(select(generations).where(_g.id == id)).mappings().one_or_none()
+        return None if row is None else msgspec.convert(dict(row), GenerationRow)
+
     def costs(self, ids: Sequence[str]) -> dict[str, int]:
         """The cost of those of some completions that have their usage record; an unknown one is 0."""
         statement = select(_u.completion_id, _u.cost_nano).where(_u.completion_id.in_(ids))
@@ -293,8 +334,21 @@ _SETTLE = (
     update(completions)
     .where(_c.status == State.QUEUED.value, _g.id == _c.generation_id)
     .values(status=_g.state, ended_ms=_later(_g.ended_ms, _c.created_ms))
-    .returning(_c.id)
+    .returning(_c.id, _c.cache)
 )
+#: One that leaves before its generation ends has an end of its own.
+_LEAVE = (
+    update(completions)
+    .where(_c.id == bindparam("left_id"), _c.status == State.QUEUED.value)
+    .values(status=bindparam("left_status"), tail=bindparam("left_tail"), ended_ms=bindparam("left_ms"))
+)
+_LEFT_ANY = select(_c.id).where(
+    _c.tail.is_not(None),
+    exists().where(_g.id == _c.generation_id),
+    ~exists().where(_u.completion_id == _c.id),
+)
+_LEFT = _LEFT_ANY.where(among(_c.generation_id))
+_LEFT_IDS = _LEFT_ANY.where(among(_c.id))
 _SETTLE_IDS = _SETTLE.where(among(_c.id))
 _SETTLE_GENERATIONS = _SETTLE.where(among(_c.generation_id))
 
@@ -331,7 +385,7 @@ _CHARGED: dict[str, ColumnElement[Any]] = {
     "attempts": _g.attempt,
     "queue_ms": _since_created(_g.leased_ms),
     "first_chunk_ms": _since_created(_g.first_chunk_ms),
-    "duration_ms": _since_created(_g.ended_ms),
+    "duration_ms": _since_created(_c.ended_ms),
     "created_ms": _c.created_ms,
 }
 _CHARGE = insert(usage).from_select(

@@ -14,7 +14,7 @@ import msgspec
 from schemas.codec import split_items
 from schemas.records import Accepted, StoredLog, decode_record
 from schemas.states import ENDED, State
-from stores.outcomes import EndEntry, decode_target
+from stores.outcomes import EndEntry, OwnEnd, decode_target
 from stores.redis import PATIENCE, Redis
 from stores.wire import Arg
 
@@ -22,11 +22,16 @@ from stores.wire import Arg
 PAGE = 512
 
 _FIELDS = ("state", "attempt", "next", "base", "created_ms", "head", "info", "end", "cancel", "ended_ms", "leased_ms",
-           "metadata", "target")  # fmt: skip
+           "metadata", "target", "queue", "own", "whole", "deleted")  # fmt: skip
 
 
 class LogState(msgspec.Struct, frozen=True):
-    """A generation as its hash shows it. ``provider`` and ``model`` are those of its last attempt."""
+    """A generation as its hash shows it. ``provider`` and ``model`` are those of its last attempt, ``queue`` is that of
+    its next message.
+
+    ``own`` is the end of the completion that created it, where that left before the others. ``whole`` counts the
+    choices of an answer that may serve others. ``deleted``: the completion that created it was.
+    """
 
     generation: str
     state: State
@@ -42,6 +47,10 @@ class LogState(msgspec.Struct, frozen=True):
     leased_ms: int | None
     provider: str
     model: str
+    queue: str
+    own: OwnEnd | None = None
+    whole: int = 0
+    deleted: bool = False
 
     @property
     def ended(self) -> bool:
@@ -50,7 +59,8 @@ class LogState(msgspec.Struct, frozen=True):
 
 class Entry(msgspec.Struct, frozen=True):
     """One entry: consecutive ``items`` of which the first has the index ``first``, or the log's ``end``, or a
-    ``restart``: what comes before ``first`` was abandoned, and a new attempt begins there.
+    ``restart``: what comes before ``first`` was abandoned, and a new attempt begins there; or ``left``: one of several
+    completions ends there.
 
     ``head`` is that of the items: there with the first ones of an attempt on the channel, and with all that ``read``
     gives.
@@ -61,6 +71,7 @@ class Entry(msgspec.Struct, frozen=True):
     end: EndEntry | None = None
     head: bytes | None = None
     restart: bool = False
+    left: OwnEnd | None = None
 
     @property
     def next(self) -> int:
@@ -68,6 +79,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 _end_decoder = msgspec.json.Decoder(EndEntry)
+_own_decoder = msgspec.json.Decoder(OwnEnd)
 _metadata_decoder: msgspec.json.Decoder[dict[str, str] | None] = msgspec.json.Decoder(dict[str, str] | None)
 
 
@@ -85,6 +97,8 @@ def _parse_marker(kind: bytes, index: int, body: bytes) -> Entry | None:
         return Entry(index, end=_end_decoder.decode(body))
     if kind == b"r":
         return Entry(int(body), restart=True)
+    if kind == b"l":
+        return Entry(index, left=_own_decoder.decode(body))
     return None
 
 
@@ -104,8 +118,10 @@ def parse_message(payload: bytes) -> Entry | None:
 
 
 def _belongs(entry: Entry, base: int) -> bool:
-    """Whether an entry belongs to the attempt that begins at ``base``, the last one there is."""
-    return entry.end is not None or (entry.first >= base and not entry.restart)
+    """Whether an entry concerns readers of the attempt that begins at ``base``, the last one there is."""
+    if entry.end is not None or entry.left is not None:
+        return True
+    return entry.first >= base and not entry.restart
 
 
 class ChunkLog:
@@ -121,6 +137,16 @@ class ChunkLog:
             keys.partition, "HMGET", keys.gen(generation), *_FIELDS, patience=patience
         )
         return self._state(generation, values)
+
+    async def member(self, generation: str, completion: str) -> tuple[LogState | None, OwnEnd | None]:
+        """The state, and the end that a completion which joined has for itself. Raises Unavailable."""
+        keys = self.redis.keys(generation)
+        commands: list[tuple[Arg, ...]] = [
+            ("HMGET", keys.gen(generation), *_FIELDS),
+            ("HGET", keys.members(generation), completion),
+        ]
+        values, own = await self.redis.commands(keys.partition, commands)
+        return self._state(generation, values), _own_decoder.decode(own) if own else None
 
     async def read(
         self, generation: str, after: int, *, count: int = PAGE, patience: float = PATIENCE
@@ -173,11 +199,6 @@ class ChunkLog:
                 parts.extend(entry.items)
         return StoredLog(state.head, b"\n".join(parts), state.base, state.base + len(parts))
 
-    async def drop(self, generation: str) -> None:
-        """Remove an ended generation's state and log."""
-        keys = self.redis.keys(generation)
-        await self.redis.command(keys.partition, "DEL", keys.log(generation), keys.gen(generation))
-
     @staticmethod
     def _state(generation: str, values: list[bytes | None]) -> LogState | None:
         (
@@ -194,6 +215,10 @@ class ChunkLog:
             leased_ms,
             metadata,
             target,
+            queue,
+            own,
+            whole,
+            deleted,
         ) = values
         if state is None or info is None:
             return None
@@ -218,4 +243,8 @@ class ChunkLog:
             leased_ms=int(leased_ms) if leased_ms else None,
             provider=provider,
             model=model,
+            queue=(queue or record.queue.encode()).decode(),
+            own=_own_decoder.decode(own) if own else None,
+            whole=int(whole or 0),
+            deleted=deleted is not None,
         )

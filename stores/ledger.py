@@ -19,12 +19,15 @@ import hiredis
 import msgspec
 
 from schemas.errors import TailraceError
-from schemas.records import VERSION, Ended, Record, StoredLog, decode_record, is_newer
+from schemas.records import VERSION, Accepted, Ended, Record, StoredLog, decode_record, is_newer
 from schemas.states import Queue
 from stores.books import Books
+from stores.cache import DEFAULT_LIMITS, Cache, CacheLimits
 from stores.chunklog import ChunkLog, LogState
+from stores.flights import Flights, Result, whole
 from stores.outcomes import ANYTIME, Calm, Rank
 from stores.redis import Redis
+from stores.rows import CacheRow
 from stores.scripts import Scripts
 from stores.sql import refusal
 
@@ -38,6 +41,8 @@ BATCH = 500
 LEADERSHIP_MS = 5_000
 #: How long the log of an ended generation waits for its completion, whose acceptance is a dead letter, in milliseconds.
 WAITING_TTL_MS = 7 * 24 * 3600 * 1000
+#: How often the cache is looked through for what is too old or too much, in seconds.
+TRIM_SECONDS = 30.0
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -55,10 +60,12 @@ class _Page(msgspec.Struct):
 
 
 class _Ends(msgspec.Struct):
-    """The generations that ended, of those that Redis still has: their states, and the logs to keep."""
+    """The generations that ended, of those that Redis still has: their states, the logs to keep, and those of them that
+    may answer others."""
 
     states: dict[str, LogState] = {}
     logs: dict[str, StoredLog] = {}
+    cached: dict[str, CacheRow] = {}
     unreadable: dict[str, str] = {}
 
 
@@ -74,13 +81,24 @@ class Ledger:
     """Drains the ledgers of one key space. ``token`` names the process among those that would lead."""
 
     def __init__(
-        self, redis: Redis, books: Books, *, token: str, log_ttl_interactive: float, log_ttl_bulk: float
+        self,
+        redis: Redis,
+        books: Books,
+        *,
+        token: str,
+        log_ttl_interactive: float,
+        log_ttl_bulk: float,
+        limits: CacheLimits = DEFAULT_LIMITS,
     ) -> None:
         self._redis = redis
         self._books = books
         self._token = token
         self._scripts = Scripts(redis)
         self._log = ChunkLog(redis)
+        self._flights = Flights(redis)
+        self._cache = Cache(books.engine)
+        self._limits = limits
+        self._trim_at = 0.0
         self._ttl_ms = {
             Queue.INTERACTIVE.value: int(log_ttl_interactive * 1000),
             Queue.BULK.value: int(log_ttl_bulk * 1000),
@@ -109,9 +127,18 @@ class Ledger:
                 readable.append(entry)
             else:
                 page.refused[entry.id] = why
-        entered = await self._enter(readable, ends.logs)
-        # Completions whose acceptance comes after their end, as a dead letter that was tried again does.
-        late = await self._ends([id for id, g in entered.settled.items() if id == g and g not in ends.states])
+        entered = await self._enter(readable, ends)
+        # Completions whose acceptance comes after their end, as a dead letter that was tried again does, or one that
+        # points to a generation of which another completion was deleted.
+        late = await self._ends(
+            [
+                g
+                for g in dict.fromkeys(
+                    g for id, g in entered.settled.items() if id == g or g in entered.missing
+                )
+                if g not in ends.states
+            ]
+        )
         logs = {g: stored for g, stored in late.logs.items() if g in entered.missing}
         if logs:
             await asyncio.to_thread(self._books.apply, [], logs)
@@ -119,13 +146,16 @@ class Ledger:
         if refused and not await self._bury(partition, page, refused):
             return 0
         done = [entry for entry in readable if entry.id not in refused]
-        over = {entry.record.generation for entry in done if isinstance(entry.record, Ended)}
+        over = {e.record.generation: e.record for e in done if isinstance(e.record, Ended)}
         states = {g: state for g, state in ends.states.items() if g in over}
-        ttls = self._ttls(states | late.states, entered.settled)
+        ttls = self._ttls({**states, **late.states}, entered.settled) | self._pointer_ttls(done)
+        await self._publish([over[g] for g in states if g in entered.settled], ends)
         if not await self._scripts.settle(partition, ROLE, self._token, [e.id for e in done], ttls):
             return 0
         if page.left is not None:
             self._left[partition] = page.left
+        if ends.cached:
+            await self._trim()
         return page.size
 
     async def _page(self, partition: int) -> _Page:
@@ -165,6 +195,8 @@ class Ledger:
                     return
                 if state.next > state.base and state.info.store:
                     found.logs[generation] = await self._log.whole(generation, state)
+                    if state.info.cache == "miss" and whole(state):
+                        found.cached[generation] = self._cache_row(state)
                 found.states[generation] = state
             except Exception as error:
                 if _is_redis(error):
@@ -174,24 +206,26 @@ class Ledger:
         await asyncio.gather(*map(fetch, generations))
         return found
 
-    async def _enter(self, entries: Sequence[_Entry], logs: Mapping[str, StoredLog]) -> _Entered:
+    async def _enter(self, entries: Sequence[_Entry], ends: _Ends) -> _Entered:
         """Enter all that SQL takes, halving what it refuses. Raises where the database is away."""
         if not entries:
             return _Entered()
-        entered = await asyncio.to_thread(self._try, entries, logs)
+        entered = await asyncio.to_thread(self._try, entries, ends)
         if isinstance(entered, _Entered):
             return entered
         if len(entries) == 1:
             return _Entered(refused={entries[0].id: entered})
         middle = len(entries) // 2
-        one, two = await self._enter(entries[:middle], logs), await self._enter(entries[middle:], logs)
+        one, two = await self._enter(entries[:middle], ends), await self._enter(entries[middle:], ends)
         return _Entered(one.settled | two.settled, one.missing | two.missing, one.refused | two.refused)
 
-    def _try(self, entries: Sequence[_Entry], logs: Mapping[str, StoredLog]) -> _Entered | str:
+    def _try(self, entries: Sequence[_Entry], ends: _Ends) -> _Entered | str:
         """Enter these, or say why they are refused."""
-        own = {e.record.generation for e in entries if isinstance(e.record, Ended)} & logs.keys()
+        own = {e.record.generation for e in entries if isinstance(e.record, Ended)}
+        logs = {g: ends.logs[g] for g in own & ends.logs.keys()}
+        cached = [ends.cached[g] for g in sorted(own & ends.cached.keys())]
         try:
-            applied = self._books.apply([e.record for e in entries], {g: logs[g] for g in own})
+            applied = self._books.apply([e.record for e in entries], logs, cached)
         except Exception as error:
             reason = refusal(error)
             if reason is None:
@@ -221,8 +255,66 @@ class Ledger:
             if generation in settled:
                 ttl = self._ttl_ms.get(state.info.queue, self._ttl_ms[Queue.INTERACTIVE.value])
             own = self._redis.keys(generation)
-            ttls |= {own.gen(generation): ttl, own.log(generation): ttl}
+            ttls |= {own.gen(generation): ttl, own.log(generation): ttl, own.members(generation): ttl}
         return ttls
+
+    def _pointer_ttls(self, done: Sequence[_Entry]) -> dict[str, int]:
+        """From here on SQL knows what they point to."""
+        pointing = [
+            e.record for e in done if isinstance(e.record, Accepted) and e.record.id != e.record.generation
+        ]
+        ttl = self._ttl_ms[Queue.INTERACTIVE.value]
+        return {
+            # The reaper looks for it at its deadline.
+            self._redis.keys(r.id).ptr(r.id): ttl + max(0, (r.deadline_ms or 0) - r.created_ms)
+            for r in pointing
+        }
+
+    # The cache
+
+    def _cache_row(self, state: LogState) -> CacheRow:
+        ended_ms = state.ended_ms or state.created_ms
+        return CacheRow(state.info, ended_ms, ended_ms + int(self._limits.seconds * 1000))
+
+    async def _publish(self, settled: Sequence[Ended], ends: _Ends) -> None:
+        """What SQL has is found by its fingerprint from now on; nobody needs to look at its generation any more."""
+
+        async def publish(ended: Ended) -> None:
+            generation = ended.generation
+            state = ends.states[generation]
+            if state.info.cache != "miss":
+                return
+            fingerprint = state.info.fingerprint
+            row = ends.cached.get(generation)
+            if row is not None:
+                result = Result(
+                    generation=generation,
+                    provider=ended.provider,
+                    model=ended.model,
+                    ended_ms=row.ended_ms,
+                    base=state.base,
+                    next=state.next,
+                    log=ends.logs[generation],
+                )
+                limits = self._limits
+                await self._flights.warm(
+                    fingerprint,
+                    result,
+                    owner=generation,
+                    ttl_ms=limits.hot_ms,
+                    largest=limits.hot_bytes,
+                )
+            await self._flights.land(fingerprint, generation)
+
+        await asyncio.gather(*map(publish, settled))
+
+    async def _trim(self) -> None:
+        """Now and then, drop results that are too old or too many."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._trim_at:
+            self._trim_at = now + TRIM_SECONDS
+            gone = await asyncio.to_thread(self._cache.trim, self._limits.bytes)
+            await self._flights.cool(*gone)
 
 
 async def retry_dead(redis: Redis, partition: int) -> int:

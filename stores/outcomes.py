@@ -133,6 +133,20 @@ class EndEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     error: dict[str, object] | None = None
 
 
+class OwnEnd(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one of several completions ended before their generation. ``tail`` is the index after its last chunk."""
+
+    state: str
+    tail: int
+    ended_ms: int
+    error: dict[str, object] | None = None
+    id: str = ""
+
+    @property
+    def entry(self) -> EndEntry:
+        return EndEntry(self.state, self.error)
+
+
 def end_entry(ended: Ended) -> bytes:
     error = msgspec.to_builtins(ended.failure) if ended.failure is not None else None
     return encode(EndEntry(ended.state, error))

@@ -328,5 +328,12 @@ def _passes(error: hiredis.ReplyError) -> bool:
     return text.startswith(_PASSING) or text.startswith(("MOVED ", "ASK "))
 
 
+def full(error: hiredis.ReplyError) -> Exception:
+    """What callers are told where Redis's memory is full; any other error as it is."""
+    if str(error).startswith("OOM"):
+        return Unavailable("Redis has no memory left for new work. Try again later.", retry_after=30)
+    return error
+
+
 def _missing(error: hiredis.ReplyError) -> bool:
     return str(error).startswith("NOSCRIPT")

@@ -7,6 +7,7 @@ from sqlalchemy import Delete, Engine, Select, delete, exists, select
 from schemas.states import State
 from schemas.tables import completions, generations
 from stores.books import Books
+from stores.cache import Uncache
 from stores.sql import LOCK_BOOKS, among, lock, reading, writing
 
 #: Rows of one transaction.
@@ -19,9 +20,9 @@ _c, _g = completions.c, generations.c
 _UNUSED = ~exists().where(_c.generation_id == _g.id)
 
 
-def prune(engine: Engine, before_ms: int) -> int:
+def prune(engine: Engine, before_ms: int, uncache: Uncache | None = None) -> int:
     """Remove every completion that was accepted before a time and has ended, and what nobody points to any more; how
-    many completions there were.
+    many completions there were. ``uncache`` as for ``Books.drop_orphaned_results``.
 
     Works in small transactions, so that an interruption leaves nothing but the rest to do.
     """
@@ -30,7 +31,7 @@ def prune(engine: Engine, before_ms: int) -> int:
         _c.id < _first_id(before_ms), _c.created_ms < before_ms, _c.status != State.QUEUED.value
     )
     pruned = _sweep(engine, old, delete(completions).where(among(_c.id)))
-    Books(engine).drop_orphaned_results()
+    Books(engine).drop_orphaned_results(uncache)
     until = before_ms - GRACE_MS
     idle = select(_g.id).where(_g.id < _first_id(until), _g.ended_ms < until, _UNUSED)
     _sweep(engine, idle, delete(generations).where(among(_g.id), _UNUSED))

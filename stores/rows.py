@@ -181,6 +181,29 @@ def log_row(generation_id: str, log: StoredLog) -> dict[str, Any]:
     }
 
 
+class CacheRow(msgspec.Struct, frozen=True):
+    """A result that may answer equal requests, by the record of the completion that it was made for."""
+
+    record: Accepted
+    ended_ms: int
+    expires_ms: int
+
+
+def cache_row(row: CacheRow, size: int) -> dict[str, Any]:
+    record = row.record
+    return {
+        "tenant": record.tenant,
+        "fingerprint": record.fingerprint,
+        "generation_id": record.generation,
+        "model": storable(record.model),
+        "resolved_model": storable(record.resolved_model),
+        "bytes": size,
+        "hits": 0,
+        "created_ms": row.ended_ms,
+        "expires_ms": row.expires_ms,
+    }
+
+
 # Rows as values
 
 #: Completions with what ``read_completion`` wants to know of their generations and their usage.

@@ -13,8 +13,10 @@ from typing import Literal
 import hiredis
 import msgspec
 
-from schemas.errors import Unavailable
-from schemas.records import Accepted, Attempted, Ended, open_record
+from schemas.caching import whole_choices
+from schemas.keys import deadline_of
+from schemas.records import Accepted, Attempted, Ended, encode_record, open_record
+from schemas.states import State
 from stores.outcomes import (
     ANYTIME,
     NOTHING,
@@ -33,7 +35,7 @@ from stores.outcomes import (
     decode_target,
     end_entry,
 )
-from stores.redis import PATIENCE, Redis, Script
+from stores.redis import PATIENCE, Redis, Script, full
 from stores.wire import Arg
 
 _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("renew"), Script("append")
@@ -79,15 +81,19 @@ class Scripts:
                     keys.queued(record.queue),
                     keys.deadlines,
                 ],
-                [record.id, record.queue, request, open_record(record), timeout_ms, token_hex(8)],
+                [
+                    record.id,
+                    record.queue,
+                    request,
+                    open_record(record),
+                    timeout_ms,
+                    token_hex(8),
+                    deadline_of(record.id, record.id) if record.cache == "miss" else record.id,
+                ],
                 patience=patience,
             )
         except hiredis.ReplyError as error:
-            if str(error).startswith("OOM"):
-                raise Unavailable(
-                    "Redis has no memory left for new work. Try again later.", retry_after=30
-                ) from None
-            raise
+            raise full(error) from None
         return AcceptResult(bool(fresh), created_ms, seq)
 
     async def published(self, generation: str) -> None:
@@ -124,21 +130,8 @@ class Scripts:
         )
         if answer[0] != b"claimed":
             return NotClaimed(answer[0].decode())
-        (
-            _,
-            attempt,
-            next_index,
-            base,
-            created_ms,
-            request,
-            info,
-            tries,
-            waited_ms,
-            skip,
-            head,
-            call,
-            target,
-        ) = answer
+        _, attempt, next_index, base, created_ms, request, info, *rest = answer
+        tries, waited_ms, skip, head, call, target = rest
         return Claim(
             generation=generation,
             attempt=attempt,
@@ -201,13 +194,8 @@ class Scripts:
                 keys.partition,
                 _END,
                 [
-                    keys.gen(generation),
-                    keys.req(generation),
-                    keys.log(generation),
-                    keys.lease,
-                    keys.ledger,
-                    keys.channel(generation),
-                    keys.deadlines,
+                    *(keys.gen(generation), keys.req(generation), keys.log(generation), keys.lease),
+                    *(keys.ledger, keys.channel(generation), keys.deadlines, keys.members(generation)),
                 ],
                 [
                     generation,
@@ -220,6 +208,7 @@ class Scripts:
                     end_entry(ended),
                     open_record(ended),
                     "1" if expired_only else "0",
+                    whole_choices(ended.finish_reasons) if ended.state == State.COMPLETED else 0,
                 ],
                 patience=patience,
             )
@@ -252,17 +241,23 @@ class Scripts:
         return answer.decode()  # type: ignore[return-value]
 
     async def failover(
-        self, claim: Claim, target: tuple[str, str], past: Attempted | None, *, call: str
+        self, claim: Claim, target: tuple[str, str] | None, past: Attempted | None, *, call: str
     ) -> Claim | None:
-        """Turn an attempt to another target. With ``past``, the record of a call that failed, this is the next one,
-        and ``call`` its own word. None for a stale attempt; its number is 0 where a cancel is asked for instead.
+        """Turn an attempt to another target, None for the first one. With ``past``, the record of a call that failed,
+        this is the next one, and ``call`` its own word. None for a stale attempt; its number is 0 where a cancel is
+        asked for instead.
         """
         keys = self.redis.keys(claim.generation)
         number: int = await self.redis.script(
             keys.partition,
             _FAILOVER,
             [keys.gen(claim.generation)],
-            [claim.fence, msgspec.json.encode(target), b"" if past is None else open_record(past), call],
+            [
+                claim.fence,
+                b"" if target is None else msgspec.json.encode(target),
+                b"" if past is None else open_record(past),
+                call,
+            ],
             patience=HOLDER_PATIENCE,
         )
         if number < 0:
@@ -364,39 +359,42 @@ class Scripts:
         )
 
     async def cancel(
-        self, ended: Ended, queue: str
-    ) -> Literal["cancelled", "failed", "cancelling", "leased", "ended", "gone"]:
+        self, ended: Ended, queue: str, *, who: Accepted | None = None, due: bool = False
+    ) -> Literal["cancelled", "failed", "left", "cancelling", "leased", "ended", "gone"]:
         """End a generation that waits, as cancelled or (its deadline passed) failed; ``ended`` is what the ledger gets.
 
-        A leased one is told to cancel, and otherwise left alone.
+        A leased one is told to cancel, and otherwise left alone: past its deadline its worker looks itself. ``who`` is
+        the completion that wants it, by default the one that created the generation: where others share it, only that
+        one ends. ``due``: the deadline is that one's alone, and the worker doesn't know of it.
         """
         generation = ended.generation
+        joined = who if who is not None and who.id != generation else None
         keys = self.redis.keys(generation)
         answer: bytes = await self.redis.script(
             keys.partition,
             _CANCEL,
             [
-                keys.gen(generation),
-                keys.req(generation),
-                keys.log(generation),
-                keys.ledger,
-                keys.channel(generation),
-                keys.queued(queue),
-                keys.outbox,
-                keys.control,
-                keys.recovery,
-                keys.suspects,
-                keys.parked,
-                keys.deadlines,
+                *(keys.gen(generation), keys.req(generation), keys.log(generation), keys.ledger),
+                *(keys.channel(generation), keys.queued(queue), keys.outbox, keys.control),
+                *(keys.recovery, keys.suspects, keys.parked, keys.deadlines, keys.members(generation)),
             ],
-            [generation, ended.state, end_entry(ended), open_record(ended)],
+            [
+                generation,
+                ended.state,
+                end_entry(ended),
+                open_record(ended),
+                generation if joined is None else joined.id,
+                b"" if joined is None else encode_record(joined),
+                int(due),
+            ],
         )
         return answer.decode()  # type: ignore[return-value]
 
-    async def annotate(self, generation: str, metadata: bytes) -> bool:
+    async def annotate(self, completion: str, metadata: bytes) -> bool:
         """Replace the metadata (JSON) of a completion that Redis still has."""
-        keys = self.redis.keys(generation)
-        return bool(await self.redis.script(keys.partition, _ANNOTATE, [keys.gen(generation)], [metadata]))
+        keys = self.redis.keys(completion)
+        names = [keys.gen(completion), keys.ptr(completion)]
+        return bool(await self.redis.script(keys.partition, _ANNOTATE, names, [metadata]))
 
     async def lead(
         self,

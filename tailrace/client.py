@@ -134,6 +134,16 @@ class Client:
             params["end_time"] = end_time
         return await self._http.request("GET", "/v1/usage/summary", params=params)
 
+    async def cache(self) -> dict[str, Any]:
+        """What is in the cache, and how requests fared: ``entries``, ``bytes``, ``hits``, ``joins``, ``misses``, …"""
+        return await self._http.request("GET", "/v1/cache")
+
+    async def purge_cache(self, *, model: str | None = None, older_than: int | None = None) -> dict[str, Any]:
+        """Drop cached results, of one model or older than so many seconds; ``entries`` and ``bytes`` that went."""
+        params = {"model": model, "older_than": older_than}
+        sent = {name: value for name, value in params.items() if value is not None}
+        return await self._http.request("DELETE", "/v1/cache", params=sent)
+
 
 def find_server(url: str | None, api_key: str | None, home: Path | str | None = None) -> tuple[str, str]:
     """URL and key: arguments before environment before ``connection.json``. Raises NotConfigured.

@@ -165,3 +165,9 @@ class SyncClient:
         self, *, start_time: int, end_time: int | None = None, group_by: Sequence[str] = ()
     ) -> dict[str, Any]:
         return self._loop.run(self._client.usage(start_time=start_time, end_time=end_time, group_by=group_by))
+
+    def cache(self) -> dict[str, Any]:
+        return self._loop.run(self._client.cache())
+
+    def purge_cache(self, *, model: str | None = None, older_than: int | None = None) -> dict[str, Any]:
+        return self._loop.run(self._client.purge_cache(model=model, older_than=older_than))

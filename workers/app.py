@@ -53,8 +53,10 @@ def housekeeping() -> int:
     runtime = _runtime()
     books = runtime.books()
     days = runtime.settings.retention_days
-    pruned = 0 if days is None else prune(books.engine, int(time.time() * 1000 - days * DAY_MS))
-    return pruned + books.drop_orphaned_results()
+    pruned = (
+        0 if days is None else prune(books.engine, int(time.time() * 1000 - days * DAY_MS), runtime.uncache)
+    )
+    return pruned + books.drop_orphaned_results(runtime.uncache)
 
 
 def _runtime() -> Runtime:

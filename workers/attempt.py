@@ -65,7 +65,8 @@ class Attempt:
         record = decode_record(claim.info)
         assert isinstance(record, Accepted)
         self.record = record
-        self.target = Target(*(claim.target or (record.provider, record.resolved_model)))
+        self.first = Target(record.provider, record.resolved_model)
+        self.target = Target(*claim.target) if claim.target else self.first
         self.writer = LogWriter(tools.appender, claim, on_cancel=on_cancel)
         self.encoder = self._new_encoder()
         self.answered = False
@@ -120,8 +121,9 @@ class Attempt:
         return self._tools.providers.providers[self.target.provider]
 
     async def time_left(self) -> float | None:
-        """Seconds to the request's deadline by Redis's clock; None without one."""
-        if self.record.deadline_ms is None:
+        """Seconds to the generation's deadline by Redis's clock; None without one. Where others may share it, a
+        deadline is the completion's alone, which the reaper ends."""
+        if self.record.deadline_ms is None or self.record.cache == "miss":
             return None
         redis = self._tools.scripts.redis
         now = await redis.now_ms(redis.partition(self.record.generation))
@@ -288,8 +290,9 @@ class Attempt:
         return items
 
     def _new_encoder(self) -> ChunkEncoder:
-        first = Target(self.record.provider, self.record.resolved_model)
-        return ChunkEncoder(by=None if self.target == first else (self.target.provider, self.target.model))
+        return ChunkEncoder(
+            by=None if self.target == self.first else (self.target.provider, self.target.model)
+        )
 
     async def _restart(self) -> None:
         self._take = None

@@ -25,6 +25,7 @@ from schemas.providers import Providers
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.books import Books
+from stores.cache import CacheLimits
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
 from stores.outcomes import Calm, Crashes, Rank, Renewal
 from stores.permits import Permits
@@ -148,6 +149,7 @@ class Control:
             token=self._token,
             log_ttl_interactive=settings.log_ttl_interactive,
             log_ttl_bulk=settings.log_ttl_bulk,
+            limits=CacheLimits.of(settings),
         )
         lease_ms = int(settings.lease_seconds * 1000)
         renew_ms, margin_ms = int(settings.renew_seconds * 1000), int(REAP_MARGIN * 1000)

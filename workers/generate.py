@@ -207,7 +207,8 @@ class Generator:
         old = attempt.claim
         if past is not None:
             self.held.pop(old.generation, None)  # a renewal would take it for lost in between
-        claim = await self._scripts.failover(old, (target.provider, target.model), past, call=token_hex(8))
+        other = None if target == attempt.first else (target.provider, target.model)
+        claim = await self._scripts.failover(old, other, past, call=token_hex(8))
         if claim is None:
             raise Fenced
         self.held[old.generation] = claim.fence if claim.attempt else old.fence

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 
 from schemas.errors import DeadlineExceeded, Failure
+from schemas.keys import deadline_of
 from schemas.records import Attempted, Ended, Usage
 from schemas.states import State
 from stores.chunklog import ChunkLog, LogState
+from stores.flights import Flights
 from stores.outcomes import Calm, Crashes, EndResult
 from stores.redis import Redis
 from stores.scripts import Scripts
@@ -27,6 +29,7 @@ class Reaper:
         self._redis = redis
         self._scripts = Scripts(redis)
         self._log = ChunkLog(redis)
+        self._flights = Flights(redis)
         self._lease_ms = lease_ms
         self._crashes = crashes
         self._calm = calm
@@ -61,13 +64,28 @@ class Reaper:
             partition, "ZRANGE", deadlines, "-inf", now, "BYSCORE", "LIMIT", 0, BATCH
         )
         for member in due:
-            generation = member.decode()
+            generation, _, completion = member.decode().partition("/")
             state = await self._log.state(generation)
             if state is None or state.ended:
-                await self._redis.command(partition, "ZREM", deadlines, generation)
+                await self._redis.command(partition, "ZREM", deadlines, member)
+            elif completion:
+                await self._leave(state, completion)
             elif state.state is not State.LEASED:
                 error = DeadlineExceeded("The request's 'timeout' ran out while it waited.")
                 await self._scripts.cancel(_ended(state, State.FAILED, error.failure()), state.info.queue)
+
+    async def _leave(self, state: LogState, completion: str) -> None:
+        """The deadline of one of the completions that may share a generation."""
+        points = completion != state.generation
+        who = await self._flights.pointer(completion) if points else state.info
+        if who is None:  # it joined, and was never accepted
+            keys = self._redis.keys(state.generation)
+            member = deadline_of(state.generation, completion)
+            await self._redis.command(keys.partition, "ZREM", keys.deadlines, member)
+            return
+        error = DeadlineExceeded("The request's 'timeout' ran out before the answer was whole.")
+        ended = _ended(state, State.FAILED, error.failure())
+        await self._scripts.cancel(ended, state.queue, who=who, due=True)
 
     async def _reap(self, generation: str, *, skip: bool) -> None:
         state = await self._log.state(generation)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -26,6 +26,7 @@ from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
 from stores.config import read_providers
+from stores.flights import Flights
 from stores.outcomes import Crashes, Rank, Renewal
 from stores.redis import Redis
 from stores.scripts import Scripts
@@ -163,6 +164,10 @@ class Runtime:
 
     def books(self) -> Books:
         return Books(self._engine)
+
+    def uncache(self, fingerprints: Sequence[str]) -> None:
+        """Drop Redis's copies of results that are gone. Raises Unavailable."""
+        self.submit(Flights(self._redis).cool(*fingerprints)).result()
 
     def drain(self) -> None:
         """SIGTERM: let running streams end for a while, then hand them on. Returns at once."""

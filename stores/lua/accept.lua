@@ -2,11 +2,11 @@
 -- Accept one completion and its generation: state and outbox in one step. The same id again changes nothing. `call` is
 -- unique to a call: made again because its answer was lost, it is told what it was told.
 -- KEYS gen req outbox ledger seq queued deadlines
--- ARGV id queue request record timeout_ms (0: no deadline) call
+-- ARGV id queue request record timeout_ms (0: no deadline) call waits (the deadline's member of `deadlines`)
 -- Returns {1, created_ms, seq}, or {0, created_ms, seq} where the generation is there already.
 -- use clock
 local gen, req, outbox, ledger, seq_key, queued, deadlines = unpack(KEYS)
-local id, queue, request, record, timeout_ms, call = unpack(ARGV)
+local id, queue, request, record, timeout_ms, call, waits = unpack(ARGV)
 local known = redis.call('HMGET', gen, 'created_ms', 'seq', 'call')
 if known[1] then
   return {known[3] == call and 1 or 0, tonumber(known[1]), tonumber(known[2])}
@@ -16,7 +16,7 @@ local seq = redis.call('INCR', seq_key)
 local info = record .. ',"created_ms":' .. string.format('%d', now)
 if tonumber(timeout_ms) > 0 then
   info = info .. ',"deadline_ms":' .. string.format('%d', now + timeout_ms)
-  redis.call('ZADD', deadlines, now + timeout_ms, id)
+  redis.call('ZADD', deadlines, now + timeout_ms, waits)
 end
 info = info .. '}'
 redis.call('HSET', gen, 'v', 1, 'state', 'queued', 'queue', queue, 'seq', seq, 'attempt', 0, 'next', 0, 'base', 0,

@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
--- Set a generation's metadata, if its state is still here.
--- KEYS gen
+-- Set a completion's metadata, where its generation or its pointer is still here.
+-- KEYS gen ptr
 -- ARGV metadata (JSON)
 -- Returns 1 or 0.
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  return 0
+for _, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('HSET', key, 'metadata', ARGV[1])
+    return 1
+  end
 end
-redis.call('HSET', KEYS[1], 'metadata', ARGV[1])
-return 1
+return 0

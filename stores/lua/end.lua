@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
 -- End a generation: last chunks, end entry, ledger record, all in one step. The same end again is a no-op.
--- KEYS gen req log lease ledger channel deadlines
--- ARGV id fence first count items head state end record expired_only
+-- KEYS gen req log lease ledger channel deadlines members
+-- ARGV id fence first count items head state end record expired_only whole
 --   count 0: no chunks, and the log stands at first at least. expired_only '1': only if the attempt's lease has run out.
+--   whole: how many choices a whole answer has, for others to be answered by it; '0'
 -- Returns 1 (ended), 0 (this attempt had ended it already), -1 (stale attempt, or its lease lives), -2 (gap; also a
 --   whole answer where Redis may have lost chunks and the attempt did not restart since).
 -- use clock
 -- use fence
 -- use publish
+-- use place
 -- use finish
-local gen, req, log, lease, ledger, channel, deadlines = unpack(KEYS)
-local id, fence, first, count, items, head, state, ending, record, expired_only = unpack(ARGV)
+local gen, req, log, lease, ledger, channel, deadlines, members = unpack(KEYS)
+local id, fence, first, count, items, head, state, ending, record, expired_only, whole = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'attempt', 'call', 'next', 'skip')
 if not current(fence, h[2], h[3]) then
   return -1
@@ -29,6 +31,8 @@ if not publish(gen, log, channel, tonumber(h[4]), h[5], tonumber(first), tonumbe
   return -2
 end
 redis.call('ZREM', lease, id)
-redis.call('ZREM', deadlines, id)
-finish(gen, req, log, ledger, channel, id, state, ending, record, now)
+finish(gen, req, log, ledger, channel, deadlines, members, id, state, ending, record, now)
+if whole ~= '0' then
+  redis.call('HSET', gen, 'whole', whole)
+end
 return 1

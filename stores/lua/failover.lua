@@ -2,7 +2,7 @@
 -- An attempt turns to another provider, before its first chunk. With the record of a call that failed it is over, and the
 -- same worker has the next one under the same lease. The same call again is a no-op.
 -- KEYS gen
--- ARGV fence target (JSON) record (a JSON object that is left open; '': no provider was asked yet) call
+-- ARGV fence target (JSON; '': the first one) record (a JSON object that is left open; '': no provider was asked yet) call
 -- Returns the attempt's number, 0 (not done: a cancel is asked for) or -1 (stale attempt).
 -- use clock
 -- use fence
@@ -23,7 +23,11 @@ end
 if h[4] then
   return 0
 end
-redis.call('HSET', gen, 'target', target)
+if target == '' then
+  redis.call('HDEL', gen, 'target')
+else
+  redis.call('HSET', gen, 'target', target)
+end
 if record == '' then
   return attempt
 end

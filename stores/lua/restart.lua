@@ -6,9 +6,10 @@
 -- ARGV fence skip_by
 -- Returns the base, or -1 (stale attempt).
 -- use fence
+-- use place
 local gen, log, channel = unpack(KEYS)
 local fence, skip_by = ARGV[1], tonumber(ARGV[2])
-local h = redis.call('HMGET', gen, 'state', 'attempt', 'call', 'next', 'base', 'skip', 'restarted')
+local h = redis.call('HMGET', gen, 'state', 'attempt', 'call', 'next', 'base', 'skip', 'restarted', 'mark')
 if h[1] ~= 'leased' or not current(fence, h[2], h[3]) then
   return -1
 end
@@ -16,11 +17,14 @@ local next, base = tonumber(h[4]), tonumber(h[5])
 if h[7] == h[2] or (base == next and not h[6]) then
   return base
 end
-local entry = h[4] .. (base == next and next > 0 and '-2' or '-1')
+local entry = place(h[4], h[5], h[8])
 base = h[6] and next + skip_by or next
 local there = string.format('%d', base)
 redis.call('XADD', log, entry, 'r', there)
 redis.call('HSET', gen, 'base', there, 'next', there, 'restarted', h[2])
+if h[8] then
+  redis.call('HSET', gen, 'mark', entry)
+end
 redis.call('HDEL', gen, 'head', 'skip')
 redis.call('SPUBLISH', channel, entry .. ' r\n' .. there)
 return base

@@ -7,28 +7,20 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailrace import connection
 from tailrace.cli.options import Home, Json
-from tailrace.errors import TailraceError
+from tailrace.cli.server_side import open_redis, run, settings_of
 
 if TYPE_CHECKING:
     from schemas.settings import Settings
     from stores.health import Finding
-    from stores.redis import Redis
 
-T = TypeVar("T")
-
-#: What ``connection.json`` says in place of settings that are not in the environment.
-_SETTINGS = ("redis_url", "broker_url", "database_url")
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
-#: How long Redis may take to answer the first time, in seconds.
-PATIENCE = 3.0
 
 
 def doctor(
@@ -47,12 +39,12 @@ def doctor(
     `tailrace up` runs in the home folder.
     """
     folder = connection.home_path(home)
-    settings, stack = _settings(home, folder)
+    settings, stack = settings_of(home, folder)
     if retry_dead:
-        moved = _server_side(_retry(settings))
+        moved = run(_retry(settings))
         print(json.dumps({"retried": moved}) if as_json else f"{moved} records are on the ledger again")
         return
-    found = _server_side(_examine(settings, folder if stack else None))
+    found = run(_examine(settings, folder if stack else None))
     failed = any(finding.status == "fail" for finding in found)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [_plain(finding) for finding in found]}))
@@ -61,52 +53,10 @@ def doctor(
     raise typer.Exit(1 if failed else 0)
 
 
-def _settings(home: Path | None, folder: Path) -> tuple[Settings, bool]:
-    """The settings, and whether Redis is the one of the home folder's stack. Raises TailraceError."""
-    from pydantic import ValidationError
-
-    from schemas.settings import Settings
-
-    there = connection.read(folder)
-    given = {name: os.environ.get(f"TAILRACE_{name.upper()}") for name in _SETTINGS} if home is None else {}
-    if there is None and (home is not None or not given["redis_url"]):
-        raise TailraceError(
-            f"no stack is known (looked in {folder}): set TAILRACE_REDIS_URL and TAILRACE_DATABASE_URL, "
-            "or start one: tailrace up"
-        )
-    # Where only some are given, `tailrace up` has made the others; where Redis is, it is not about its stack.
-    own = there is not None and not given.get("redis_url")
-    values: dict[str, Any] = {}
-    if there is not None and own:
-        values = {name: given.get(name) or getattr(there, name) for name in _SETTINGS}
-        if there.providers and not os.environ.get("TAILRACE_PROVIDERS"):
-            values["providers"] = there.providers
-    try:
-        return Settings(**values), own
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise TailraceError(f"TAILRACE_{str(first['loc'][0]).upper()}: {first['msg']}") from None
-
-
-def _server_side(work: Coroutine[Any, Any, T]) -> T:
-    from schemas.errors import TailraceError as ServerError
-
-    try:
-        return asyncio.run(work)
-    except ServerError as error:
-        raise TailraceError(error.message) from None
-
-
-async def _open(settings: Settings) -> Redis:
-    from stores.redis import Redis
-
-    return await Redis.open(settings.redis_url, partitions=settings.partitions, patience=PATIENCE)
-
-
 async def _retry(settings: Settings) -> int:
     from stores.ledger import retry_dead
 
-    redis = await _open(settings)
+    redis = await open_redis(settings)
     try:
         return sum([await retry_dead(redis, partition) for partition in range(redis.partitions)])
     finally:
@@ -142,7 +92,7 @@ async def _redis(settings: Settings) -> list[Finding]:
     from stores.limit_health import limit_findings
 
     try:
-        redis = await _open(settings)
+        redis = await open_redis(settings)
     except ServerError as error:
         return [health.fail("redis", error.message, "Nothing works without it.")]
     try:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tailrace import connection
 from tailrace.cli.options import Home
-from tailrace.cli.server_side import database
+from tailrace.cli.output import warn
+from tailrace.cli.server_side import database, open_redis, run, settings_of
+from tailrace.errors import TailraceError
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -28,8 +33,30 @@ def prune(
     with database(home) as engine:
         from stores import retention
 
-        pruned = retention.prune(engine, int(time.time() * 1000 - days * DAY_MS))
+        uncached: list[str] = []
+        pruned = retention.prune(engine, int(time.time() * 1000 - days * DAY_MS), uncached.extend)
     print(f"{pruned:,} completions removed")
+    if uncached:
+        _cool(uncached, home)
+
+
+def _cool(fingerprints: Sequence[str], home: Path | None) -> None:
+    """Drop Redis's copies of cached results that are gone."""
+
+    async def cool() -> None:
+        from stores.flights import Flights
+
+        redis = await open_redis(settings)
+        try:
+            await Flights(redis).cool(*fingerprints)
+        finally:
+            redis.close()
+
+    try:
+        settings, _ = settings_of(home, connection.home_path(home))
+        run(cool())
+    except TailraceError as error:
+        warn(f"copies of cached results stay in Redis until they expire: {error}")
 
 
 def _configured() -> float:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tailrace import connection
 from tailrace.errors import TailraceError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from schemas.settings import Settings
+    from stores.redis import Redis
+
+T = TypeVar("T")
+
+#: What ``connection.json`` says in place of settings that are not in the environment.
+_SETTINGS = ("redis_url", "broker_url", "database_url")
+#: How long Redis may take to answer the first time, in seconds.
+PATIENCE = 3.0
 
 
 def database_url(home: Path | None) -> str:
@@ -57,3 +68,45 @@ def database(home: Path | None, *, migrated: bool = True) -> Generator[Engine]:
         raise TailraceError(str(error)) from None
     except SQLAlchemyError as error:
         raise TailraceError(f"the database refused: {getattr(error, 'orig', None) or error}") from None
+
+
+def settings_of(home: Path | None, folder: Path) -> tuple[Settings, bool]:
+    """The settings, and whether Redis is the one of the home folder's stack. Raises TailraceError."""
+    from pydantic import ValidationError
+
+    from schemas.settings import Settings
+
+    there = connection.read(folder)
+    given = {name: os.environ.get(f"TAILRACE_{name.upper()}") for name in _SETTINGS} if home is None else {}
+    if there is None and (home is not None or not given["redis_url"]):
+        raise TailraceError(
+            f"no stack is known (looked in {folder}): set TAILRACE_REDIS_URL and TAILRACE_DATABASE_URL, "
+            "or start one: tailrace up"
+        )
+    # Where only some are given, `tailrace up` has made the others; where Redis is, it is not about its stack.
+    own = there is not None and not given.get("redis_url")
+    values: dict[str, Any] = {}
+    if there is not None and own:
+        values = {name: given.get(name) or getattr(there, name) for name in _SETTINGS}
+        if there.providers and not os.environ.get("TAILRACE_PROVIDERS"):
+            values["providers"] = there.providers
+    try:
+        return Settings(**values), own
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise TailraceError(f"TAILRACE_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    from schemas.errors import TailraceError as ServerError
+
+    try:
+        return asyncio.run(work)
+    except ServerError as error:
+        raise TailraceError(error.message) from None
+
+
+async def open_redis(settings: Settings) -> Redis:
+    from stores.redis import Redis
+
+    return await Redis.open(settings.redis_url, partitions=settings.partitions, patience=PATIENCE)

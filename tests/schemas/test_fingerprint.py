@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.fingerprint import canonical_json, fingerprint
+from schemas.fingerprint import NOT_IN_ANSWER, canonical_json, fingerprint
 from schemas.request import parse_request
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -188,6 +188,33 @@ def test_a_fingerprint_leaves_its_parameters_alone(params: dict[str, Any]) -> No
     assert json.dumps(params) == before
     assert len(digest) == 64
     assert int(digest, 16) >= 0
+
+
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(NOT_IN_ANSWER), json_values)),
+    st.dictionaries(st.text(max_size=8), st.none(), max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_no_spelling_nor_delivery_shows(
+    delivery: dict[str, Any], nulls: dict[str, None], dice: random.Random
+) -> None:
+    """Whatever is said of fields that can't change the answer, nulls, and another spelling of the rest."""
+    asked: dict[str, Any] = {"temperature": 0, "seed": 7, "logit_bias": {"5": -1, "9": 1.5}}
+    more = {name: None for name in nulls if name not in {*asked, *QUESTION}} | delivery
+    assert print_of(**respelled({**asked, **more}, dice)) == print_of(**asked)
+
+
+answering = st.dictionaries(
+    st.sampled_from(["temperature", "seed", "top_p", "tools", "logit_bias", "response_format", "unknown"]),
+    json_values.filter(lambda value: value is not None),
+    max_size=3,
+)
+
+
+@given(answering, answering)
+def test_any_field_that_can_change_the_answer_shows(left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Two requests are equal exactly when all of these fields are."""
+    assert (print_of(**left) == print_of(**right)) == same(left, right)
 
 
 def test_the_deepest_request_that_is_let_in_can_be_hashed() -> None:

@@ -12,13 +12,15 @@ from sqlalchemy.exc import OperationalError
 
 from schemas.errors import Failure
 from schemas.keys import Keys
-from schemas.records import Accepted, Ended, StoredLog, Usage
+from schemas.records import Record, StoredLog, Usage
 from schemas.states import Queue, State
 from schemas.tables import attempts
 from stores.books import Applied, Books
 from stores.chunklog import PAGE
+from stores.flights import Flights
 from stores.ledger import BATCH, ROLE, Ledger
 from stores.migration import migrate
+from stores.rows import CacheRow
 from stores.sql import make_engine, reading
 from tests.support.entered import contents
 from tests.support.generations import (
@@ -77,9 +79,11 @@ class Watched(Books):
         super().__init__(engine)
         self.before = self.after = lambda: None
 
-    def apply(self, records: Sequence[Accepted | Ended], logs: Mapping[str, StoredLog]) -> Applied:
+    def apply(
+        self, records: Sequence[Record], logs: Mapping[str, StoredLog], cached: Sequence[CacheRow] = ()
+    ) -> Applied:
         self.before()
-        applied = super().apply(records, logs)
+        applied = super().apply(records, logs, cached)
         self.after()
         return applied
 
@@ -348,7 +352,7 @@ async def test_a_log_that_is_gone(
 ) -> None:
     """A record whose generation Redis lost is entered all the same, without a text."""
     generation = await space.finished(texts(0, 2))
-    await space.log.drop(generation)
+    await Flights(space.redis).drop(generation, generation)
     assert await leader.drain(0) == 2
     row = books.completion(generation)
     assert row is not None

@@ -73,6 +73,11 @@ class Lives(RuleBasedStateMachine):
         """It is accepted again, or its message is out."""
         self.world.accepts_again(self.pick(data)) if again else self.world.publishes(self.pick(data))
 
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        """Another completion shares it, if it can."""
+        self.world.joins(self.pick(data))
+
     # -- Workers
 
     @rule(data=st.data())
@@ -170,13 +175,19 @@ class Lives(RuleBasedStateMachine):
     def end_from_outside(self, data: st.DataObject, how: str) -> None:
         """Most of what is young lives on: much that can happen wants more than one attempt."""
         life = self.pick(data)
-        if not life.past and not life.ended and data.draw(st.integers(0, 9), "young") < 9:
+        who = data.draw(st.sampled_from([None, *life.joined]), "who")
+        if (
+            len(life.sharers) < 2
+            and not life.past
+            and not life.ended
+            and data.draw(st.integers(0, 9), "young") < 9
+        ):
             return
         match how:
             case "cancel":
-                self.world.cancels(life, State.CANCELLED)
+                self.world.cancels(life, State.CANCELLED, who)
             case "deadline":
-                self.world.cancels(life, State.FAILED)
+                self.world.cancels(life, State.FAILED, who)
             case _:
                 self.world.ends_what_was_lost(life, behind=how == "lost before")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.records import Accepted, Ended, decode_record
+from schemas.records import Accepted, Departed, Ended, decode_record
 from schemas.states import State
 from tests.support.generations import entries, scores
 from tests.support.lives import Place, texts_of
@@ -57,6 +57,12 @@ def has_one_record_of_each_fact(world: World) -> None:
     assert [(type(r), r.generation) for r in told] == world.unsettled
     records = world.records + told
     for life in world.lives:
+        departures = [r for r in records if isinstance(r, Departed) and r.generation == life.id]
+        assert {r.accepted.id: r.state for r in departures} == {
+            id: state for id, state in {life.id: life.own, **life.joined}.items() if state
+        }
+        assert len({r.accepted.id for r in departures}) == len(departures)
+        assert all(r.tail <= life.next for r in departures)
         ends = [r for r in records if isinstance(r, Ended) and r.generation == life.id]
         assert sum(isinstance(r, Accepted) and r.id == life.id for r in records) == 1
         assert len(ends) == life.ended

@@ -138,7 +138,7 @@ class _Found:
                 return f"state {state}, and the ledger has no record that would settle it"
             case "req":
                 return None if state in IN_FLIGHT else "its generation is not in flight"
-            case "log":
+            case "log" | "members":
                 return None if state is not None else "its generation is gone or has its TTL already"
             case "ptr":
                 return (
@@ -153,7 +153,9 @@ class _Found:
             case kind if kind in MEMBERS:
                 states = self.states
                 others = [
-                    m for m in self.members[name.raw] if states.get((name.partition, m)) not in MEMBERS[kind]
+                    m
+                    for m in self.members[name.raw]
+                    if states.get((name.partition, m.partition("/")[0])) not in MEMBERS[kind]
                 ]
                 return (
                     f"it names {others}, which are not {' or '.join(sorted(MEMBERS[kind]))}"

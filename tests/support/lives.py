@@ -57,6 +57,11 @@ class Life:
     head: bool = False
     log: list[Entry] = field(default_factory=list[Entry])
     shaken: bool = False  # Redis was set back, and the attempt that it shows may have published more
+    own: State | None = None  # how the completion that created it ended, where that left before the others
+    joined: dict[str, State | None] = field(default_factory=dict[str, "State | None"])  # the others, likewise
+    mark: tuple[int, int] | None = (
+        None  # the place of the last marker, once there is one of somebody who left
+    )
     continued: set[str] = field(
         default_factory=set[str]
     )  # fences of attempts that went on where another one left off
@@ -77,6 +82,34 @@ class Life:
             return "again"
         return "gap" if first != self.next or self.skip else "new"
 
+    @property
+    def whole(self) -> bool:
+        """Whether its answer may serve others."""
+        return self.state is State.COMPLETED
+
+    @property
+    def sharers(self) -> list[str]:
+        """The completions that it runs for."""
+        creator = [] if self.own else [self.id]
+        return creator + [completion for completion, own in self.joined.items() if own is None]
+
+    def marker_place(self) -> str:
+        if self.mark is not None and self.mark[0] == self.next:
+            return f"{self.next}-{self.mark[1] + 1}"
+        return f"{self.next}-{2 if self.base == self.next and self.next > 0 else 1}"
+
+    def left_by(self, completion: str, state: State, entry: Entry) -> list[str]:
+        """The messages on the channel."""
+        assert entry[0] == self.marker_place()
+        if completion == self.id:
+            self.own = state
+        else:
+            self.joined[completion] = state
+        last, order = entry[0].split("-")
+        self.mark = (int(last), int(order))
+        self.log.append(entry)
+        return [f"{entry[0]} l\n{entry[1]['l']}"]
+
     def append(self, items: list[str], *, head: bool) -> list[str]:
         """The messages on the channel."""
         self.next += len(items)
@@ -90,8 +123,10 @@ class Life:
         """The messages on the channel."""
         if self.restarted == self.attempt or (self.base == self.next and not self.skip):
             return []
-        after_marker = self.base == self.next and self.next > 0
-        entry = f"{self.next}-{2 if after_marker else 1}"
+        entry = self.marker_place()
+        if self.mark is not None:
+            last, order = entry.split("-")
+            self.mark = (int(last), int(order))
         self.base = self.next = self.next + (SKIP if self.skip else 0)
         self.restarted, self.skip, self.head, self.shaken = self.attempt, False, False, False
         self.log.append((entry, {"r": str(self.base)}))
@@ -129,7 +164,7 @@ class Life:
         self.state, self.place = state, None
         self.live = self.due = self.cancel = self.skip = self.deadline = self.in_outbox = False
         self.in_ledger = True
-        place = f"{self.next}-{2 if self.base == self.next and self.next > 0 else 1}"
+        place = self.marker_place()
         self.log.append((place, {"e": entry}))
         return [f"{place} e\n{entry}"]
 

@@ -363,10 +363,22 @@ class Stack:
         self.settled(*completion_ids)
         keys = Keys(0)
         for completion_id in completion_ids:
-            names = (keys.gen(completion_id), keys.log(completion_id))
-            wait_until(lambda n=names: int(self.redis.pttl(n[0])) != -1, what="TTL")
-            assert int(self.redis.pttl(names[1])) != -1, "the log outlives its state"
-            self.redis.delete(*names)
+            gen, ptr = keys.gen(completion_id), keys.ptr(completion_id)
+            wait_until(lambda g=gen, p=ptr: -1 not in (self.redis.pttl(g), self.redis.pttl(p)), what="TTL")
+            others = (keys.log(completion_id), keys.members(completion_id))
+            assert -1 not in map(self.redis.pttl, others), "the log outlives its state"
+            self.redis.delete(gen, ptr, *others)
+
+    def flight_of(self, completion_id: str) -> str:
+        """The key that says who fetches the answer to the completion's request."""
+        row = self.row(completion_id)
+        assert row is not None
+        return Keys(0).flight(row.fingerprint)
+
+    def forget_hot(self) -> None:
+        """As when the time of every hot copy of a cached result is over."""
+        for name in self.redis.scan_iter(Keys(0).hot("*")):
+            self.redis.delete(name)
 
     def worker_of(self, completion_id: str) -> Part:
         """The worker that has the completion's lease."""

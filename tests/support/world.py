@@ -13,8 +13,9 @@ import redis
 from hypothesis import strategies as st
 
 from schemas.keys import Keys
-from schemas.records import Accepted, Ended, decode_record
+from schemas.records import Accepted, Departed, Ended, Record, decode_record
 from schemas.states import State
+from stores.flights import Flights
 from stores.outcomes import Append, Batch, Claim, EndResult, Fence, Left, NotClaimed, Renewal
 from stores.scripts import SKIP
 from tests.support.generations import (
@@ -47,8 +48,10 @@ class World:
         self.lives: list[Life] = []
         self.hands: dict[tuple[str, str], Hand] = {}  # worker, generation
         self.unsettled: list[tuple[type, str]] = []  # the ledger, oldest first
-        self.records: list[Accepted | Ended] = []  # all that left the ledger
+        self.records: list[Record] = []  # all that left the ledger
         self.seq = 0
+        self.flights = Flights(space.redis)
+        self.joiners: dict[str, Accepted] = {}
         self.kept: Any = None
         #: What no rollback takes back: what readers were shown, by index, and what was said on the channels.
         self.shown: dict[str, dict[int, set[str]]] = {}
@@ -114,10 +117,32 @@ class World:
         self.do(self.space.scripts.published(life.id))
         life.in_outbox = False
 
-    def cancels(self, life: Life, state: State) -> None:
-        """A caller cancels, or a deadline passes."""
-        answer = self.do(self.space.scripts.cancel(ended(life.id, state), "interactive"))
+    def joins(self, life: Life) -> None:
+        """Another completion wants its answer."""
+        record = accepted(generation=life.id)
+        answer = self.do(self.flights.join(life.id, record.id))
         if life.ended:
+            assert answer.how == ("completed" if life.whole else "ended")
+        else:
+            assert answer.how == ("ended" if life.cancel else "joined")
+        if answer.how in ("joined", "completed"):
+            again = self.do(self.flights.join(life.id, record.id))
+            assert again == answer
+            life.joined[record.id] = None
+            self.joiners[record.id] = record
+
+    def cancels(self, life: Life, state: State, who: str | None = None) -> None:
+        """A caller cancels, or a deadline passes."""
+        record = None if who is None else self.joiners[who]
+        answer = self.do(self.space.scripts.cancel(ended(life.id, state), "interactive", who=record))
+        if life.own if who is None else life.joined[who]:
+            assert answer == "left"
+        elif not life.ended and len(life.sharers) > 1:
+            assert answer == "left"
+            entry = entries(self.client, KEYS.log(life.id))[-1]
+            self.said[life.id] += life.left_by(who or life.id, state, entry)
+            self.unsettled.append((Departed, life.id))
+        elif life.ended:
             assert answer == (state if life.state is state else "ended")
         elif life.state is State.LEASED:
             assert answer == ("cancelling" if state is State.CANCELLED else "leased")
@@ -234,7 +259,9 @@ class World:
     def finishes(self, data: st.DataObject, life: Life, hand: Hand, count: int, state: State) -> None:
         """A worker ends a generation."""
         sent = self.drawn(data, hand, 0 if hand.restart else count)
-        answer = self.do(self.space.scripts.end(ended(life.id, state), hand.fence, sent))
+        reasons = ["stop"] if state is State.COMPLETED else []
+        last = ended(life.id, state, finish_reasons=reasons)
+        answer = self.do(self.space.scripts.end(last, hand.fence, sent))
         if not life.held_by(hand.fence):
             again = life.named(hand.fence) and life.state is state
             assert answer is (EndResult.REPEATED if again else EndResult.STALE)
@@ -365,7 +392,7 @@ class World:
         told = [decode_record(fields["r"]) for _, fields in rows]
         over = [r.generation for r in told if isinstance(r, Ended)]
         assert self.do(self.space.scripts.lead(0, "ledger", "leader", HOUR_MS))
-        ttls = {key: HOUR_MS for g in over for key in (KEYS.gen(g), KEYS.log(g))}
+        ttls = {key: HOUR_MS for g in over for key in (KEYS.gen(g), KEYS.log(g), KEYS.members(g))}
         ids = [entry_id.encode() for entry_id, _ in rows]
         token = "leader" if leader else "another"
         assert self.do(self.space.scripts.settle(0, "ledger", token, ids, ttls)) is leader

@@ -62,6 +62,7 @@ def test_version() -> None:
         ("cancel", "--help"),
         ("usage", "--help"),
         ("keys", "--help"),
+        ("cache", "purge", "--help"),
         ("doctor", "--help"),
     ],
 )

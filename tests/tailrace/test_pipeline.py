@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -190,3 +191,31 @@ async def test_tail_of_the_real_thing(client: tailrace.Client, stack: Stack, key
     finally:
         del os.environ["PYTHONIOENCODING"]
     assert (done.returncode, done.stdout, done.stderr) == (0, "gr??er als ??\n", "")
+
+
+async def test_the_cache(stack: Stack, client: tailrace.Client, key: str) -> None:
+    """What it has saved, and dropping it: from Python, and from the command line."""
+    ids: list[str] = []
+    for _ in range(2):
+        completion = await client.submit(**QUESTION, temperature=0)
+        await completion.result()
+        ids.append(completion.id)
+    await asyncio.to_thread(stack.settled, *ids)
+    found = await client.cache()
+    assert (found["entries"], found["hits"], found["misses"]) == (1, 1, 1)
+
+    def command(*arguments: str) -> str:
+        done = run("cache", *arguments, settings={"URL": stack.url, "API_KEY": key})
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    shown = await asyncio.to_thread(command, "stats")
+    assert "hit rate      50%" in shown
+    assert json.loads(await asyncio.to_thread(command, "stats", "--json")) == found
+    assert (await client.purge_cache(older_than=3600))["entries"] == 0
+    assert "0 results" in await asyncio.to_thread(command, "purge", "--older-than", "7d")
+    gone = json.loads(await asyncio.to_thread(command, "purge", "--model", "fake", "--json"))
+    assert (gone["entries"], gone["bytes"]) == (1, found["bytes"])
+    done = run("cache", "purge", "--older-than", "soon", settings={"URL": stack.url, "API_KEY": key})
+    assert done.returncode == 2
+    assert "duration" in done.stderr

@@ -68,7 +68,9 @@ class TestKilled:
         lost: list[str] = []
         with stack.worker("victim", "interactive", 50) as victim:
             while len(lost) < 3:
-                ids.append(api.background(temperature=0, fake={"chunks": 200, "interval_ms": 30}))
+                ids.append(
+                    api.background(f"{len(ids)}", temperature=0, fake={"chunks": 200, "interval_ms": 30})
+                )
                 wait_until(lambda: "worker" in stack.state(ids[-1]), what="claim")
                 if stack.worker_of(ids[-1]) is victim:
                     lost.append(ids[-1])

@@ -222,7 +222,9 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing(stack: Stack, api: A
 def test_a_generation_that_kills_its_worker_ends(stack: Stack, api: Api) -> None:
     """After three workers it has failed, with the reason; what they streamed beside it is whole."""
     poison = api.background(api.tenant, temperature=0, fake={"pieces": WORDS, "interval_ms": 200})
-    others = [api.background(temperature=0, fake={"chunks": 150, "interval_ms": 100}) for _ in range(6)]
+    others = [
+        api.background(f"{n}", temperature=0, fake={"chunks": 150, "interval_ms": 100}) for n in range(6)
+    ]
     for attempt in ("1", "2", "3"):
         wait_until(
             lambda a=attempt: (
