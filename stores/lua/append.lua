@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Append consecutive chunks to generations of one partition, each under its attempt number, and ring their channels.
--- A repeated append is a no-op. Many generations go in one call: the server's cost of a call is larger than of an append.
+-- A repeated append is a no-op. Many generations go in one call, which costs the server more
+-- than an append.
 -- KEYS gen log channel, for each generation
 -- ARGV fence first count items head ('' but for an attempt's first append), for each generation
 -- Returns for each 0 (appended or repeated), 1 (the same, and a cancel is asked for), -1 (stale attempt), -2 (gap).

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- End a generation that waits, with a state of `cancelled` or `failed`: it never starts (again). A leased one is left to
--- its worker: told to cancel, by a flag and a message; past its deadline it looks itself.
--- Where other completions share the generation, only `who` ends: by a marker in the log, a note for later readers and a
--- record of its own. The others' goes on.
+-- End a generation that waits, with a state of `cancelled` or `failed`: it never starts (again). A leased one is left
+-- to its worker: told to cancel, by a flag and a message; past its deadline it looks itself. Where other completions
+-- share the generation, only `who` ends: by a marker in the log, a note for later readers and a record of its own.
+-- The others' goes on.
 -- KEYS gen req log ledger channel queued outbox control recovery suspects parked deadlines members
 -- ARGV id state end record who info due ('1': the deadline is not the generation's, but that of `who`)
---   end: what the end entry says; record: of the end, a JSON object that is left open; info: that of `who`'s acceptance,
---   '' for the one that created the generation
--- Returns the state (also where it was in it before), 'left' (also where it had left), 'cancelling', 'leased', 'ended' (in
---   another state) or 'gone'.
+--   end: what the end entry says; record: of the end, a JSON object that is left open
+--   info: the record of `who`'s acceptance, '' for the one that created the generation
+-- Returns the state (also where it was in it before), 'left' (also where it had left), 'cancelling', 'leased',
+--   'ended' (in another state) or 'gone'.
 -- use clock
 -- use place
 -- use finish

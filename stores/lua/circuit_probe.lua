@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- May this call go to a provider whose circuit is open? One at a time may, as a probe, once the pause is over. Whoever has
--- the probe asks again to keep it, and with hold_ms 0 gives it back.
+-- May this call go to a provider whose circuit is open? One at a time may, as a probe, once the pause is over.
+-- Whoever has the probe asks again to keep it, and with hold_ms 0 gives it back.
 -- KEYS circuit
 -- ARGV token hold_ms ttl_ms
 -- Returns 0 (it may; also where the circuit is closed), else milliseconds until it may ask again.

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- Claim a queued generation for a worker: a lease and a new attempt number. Held, parked, ended or without state: nothing
--- happens. `call` is unique to a call: made again because its answer was lost, it is given the attempt that it had.
+-- Claim a queued generation for a worker: a lease and a new attempt number. Held, parked, ended or without state:
+-- nothing happens. `call` is unique to a call: made again because its answer was lost, it is given the attempt that
+-- it had.
 -- KEYS gen req lease queued mark outbox recovery suspects
 -- ARGV id worker lease_ms seq call
 -- Returns {'claimed', attempt, next, base, created_ms, request, info, tries, waited_ms, skip, head, call, target},

@@ -2,7 +2,7 @@
 -- End a generation: last chunks, end entry, ledger record, all in one step. The same end again is a no-op.
 -- KEYS gen req log lease ledger channel deadlines members
 -- ARGV id fence first count items head state end record expired_only whole
---   count 0: no chunks, and the log stands at first at least. expired_only '1': only if the attempt's lease has run out.
+--   count 0: no chunks, and the log stands at first at least. expired_only '1': only if the attempt's lease ran out.
 --   whole: how many choices a whole answer has, for others to be answered by it; '0'
 -- Returns 1 (ended), 0 (this attempt had ended it already), -1 (stale attempt, or its lease lives), -2 (gap; also a
 --   whole answer where Redis may have lost chunks and the attempt did not restart since).

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- An attempt turns to another provider, before its first chunk. With the record of a call that failed it is over, and the
--- same worker has the next one under the same lease. The same call again is a no-op.
+-- An attempt turns to another provider, before its first chunk. With the record of a call that failed it is over, and
+-- the same worker has the next one under the same lease. The same call again is a no-op.
 -- KEYS gen
--- ARGV fence target (JSON; '': the first one) record (a JSON object that is left open; '': no provider was asked yet) call
+-- ARGV fence target record call
+--   target: JSON, '' the first one; record: a JSON object that is left open, '' where no provider was asked yet
 -- Returns the attempt's number, 0 (not done: a cancel is asked for) or -1 (stale attempt).
 -- use clock
 -- use fence

@@ -3,7 +3,7 @@
 -- fingerprint names: none that failed over. The same call again changes nothing.
 -- KEYS gen members deadlines
 -- ARGV completion timeout_ms (0: no deadline) waits (the deadline's member of `deadlines`)
--- Returns 'joined', 'completed' (it points to a finished answer), 'ended' (of no use) or 'gone'; and the deadline in ms.
+-- Returns 'joined', 'completed' (it points to a finished answer), 'ended' (of no use) or 'gone'; and the deadline (ms).
 -- use clock
 local gen, members, deadlines = unpack(KEYS)
 local h = redis.call('HMGET', gen, 'state', 'cancel', 'live', 'whole', 'deleted', 'target')

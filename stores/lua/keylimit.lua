@@ -5,7 +5,7 @@
 --   to have begun, to be in the books
 -- ARGV window_ms operation, then by operation:
 --   admit  rpm tpm concurrent queued queued_bytes budget (0: no limit) month id tokens bytes cost
---          -> {verdict, ms until it is worth another try, requests left, ms until all are, tokens left, ms until all are}
+--          -> {verdict, ms until another try is worth it, requests left, ms until all are, tokens left, likewise}
 --          verdict: ok, the name of a limit that is reached, or refresh: what is spent is not known, or not any more
 --   settle id tokens: a completion of the window used so many
 --   began  id…     ended  id…

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Become or stay the leader of a role in a partition. A candidate of a lower rank number takes the lock from its holder.
--- Whoever asks, leader or not, shows that Redis is reachable: `heard` keeps when that was last so, and since when
--- without a gap.
+-- Become or stay the leader of a role in a partition. A candidate of a lower rank number takes the lock from its
+-- holder. Whoever asks, leader or not, shows that Redis is reachable: `heard` keeps when that was last so, and since
+-- when without a gap.
 -- KEYS lock rank heard
 -- ARGV token ttl_ms rank gap_ms
 -- Returns 1 (leader) or 0.

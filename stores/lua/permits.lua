@@ -29,7 +29,7 @@ local concurrency, requests, tokens = tonumber(ARGV[1]), tonumber(ARGV[2]), tonu
 local share, window_ms, operation = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 -- How long a reservation waits to be taken, how often one goes back to its place, and how many are made in one call.
 local RESERVE_MS, RESERVES, DEALT = 5000, 3, 100
--- A provider that asks for fewer calls gets this part of them, at most once per STEP_MS, and then so much more per STEP_MS.
+-- A provider that asks for fewer calls gets this part of them, at most once per STEP_MS, then so much more each time.
 local DECREASE, INCREASE, STEP_MS, LEAST = 0.5, 0.05, 1000, 0.01
 -- Those in line ask again after so long, and so much later for each one before them.
 local ASK_MS, ASK_EACH_MS = 30000, 20

@@ -1,6 +1,6 @@
 #!lua
--- Accept a completion that points to another one's generation: its pointer and its record in one step. The same id again
--- changes nothing.
+-- Accept a completion that points to another one's generation: its pointer and its record in one step. The same id
+-- again changes nothing.
 -- KEYS ptr gen ledger
 -- ARGV record, a JSON object that is left open
 -- Returns the record as it was accepted, or nil where the id is that of a generation.

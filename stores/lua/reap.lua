@@ -5,7 +5,8 @@
 -- ARGV id attempt crashes (allowed) suspicious (crashes that make a suspect) skip ('1': Redis may have lost chunks)
 --   patience_ms (0: none) gap_ms record
 --   record of the attempt, a JSON object that is left open
--- Returns 'recovering', 'crashed' (once too often: end it), 'cancelled' (a cancel is asked for: end it), 'held', 'gone' or 'early'.
+-- Returns 'recovering', 'crashed' (once too often: end it), 'cancelled' (a cancel is asked for: end it), 'held',
+--   'gone', 'early'.
 -- use clock
 -- use note
 -- use wait

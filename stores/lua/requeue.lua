@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- A new message for work that waits: parked and due by now or called before, or queued under the number `seq` whose message was lost.
+-- A new message for work that waits: parked and due by now or called before, or queued under the number `seq` whose
+-- message was lost.
 -- KEYS gen parked seq queued outbox
 -- ARGV id queue seq ('0': parked work; '-1': also before it is due)
 -- Returns the new message's number, or 0 where there is nothing to do.

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- What SQL has committed leaves the ledger, and the keys of ended generations get their TTL. Fenced by the leader's lock.
+-- What SQL has committed leaves the ledger, and the keys of ended generations get their TTL. The leader's lock fences
+-- it.
 -- KEYS lock ledger, then keys to expire
 -- ARGV token entries, entry ids…, then a TTL in ms for each key to expire
 -- Returns the number of entries removed, or -1 where the lock is somebody else's by now.

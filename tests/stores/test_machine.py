@@ -144,14 +144,22 @@ class Lives(RuleBasedStateMachine):
         _, life, hand = self.hand(data)
         self.world.leaves(data, life, hand, count, parks=parks, failed=failed)
 
+    @precondition(lambda self: self.hands)
+    @rule(data=st.data())
+    def wait_for_a_permit(self, data: st.DataObject) -> None:
+        """What has published nothing may still have asked nobody."""
+        _, life, hand = self.hand(data)
+        if hand.next == hand.start and life.restarted != hand.attempt:
+            self.world.waits(life, hand)
+
     @precondition(lambda self: any(not life.next and not life.skip for life in self.lives))
-    @rule(data=st.data(), called=st.booleans())
-    def fail_over(self, data: st.DataObject, called: bool) -> None:
+    @rule(data=st.data(), called=st.booleans(), back=st.booleans())
+    def fail_over(self, data: st.DataObject, called: bool, back: bool) -> None:
         young = [life for life in self.lives if not life.next and not life.skip]
         life = data.draw(st.sampled_from(young))
         found = self.world.holder(data, life)
         if found is not None:
-            self.world.fails_over(found[0], life, found[1], called=called)
+            self.world.fails_over(found[0], life, found[1], called=called, back=back)
 
     @precondition(lambda self: self.world.to_report)
     @rule(data=st.data())

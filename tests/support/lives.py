@@ -62,6 +62,7 @@ class Life:
     mark: tuple[int, int] | None = (
         None  # the place of the last marker, once there is one of somebody who left
     )
+    switched: bool = False  # to another target than the first one
     continued: set[str] = field(
         default_factory=set[str]
     )  # fences of attempts that went on where another one left off
@@ -149,6 +150,13 @@ class Life:
         self.state = State.PARKED if place == "parked" else State.QUEUED
         self.place, self.live, self.due, self.shaken = place, False, False, False
         self.past.append((self.attempt, how))
+
+    def wait_unasked(self) -> None:
+        """Its attempt has asked no provider: it leaves no trace."""
+        self.state, self.place = State.PARKED, "parked"
+        self.live, self.due, self.shaken = False, False, False
+        self.attempt -= 1
+        self.fence = f"{self.attempt}:{self.fence.partition(':')[2]}"
 
     def requeue(self, seq: int) -> None:
         self.state, self.place, self.due, self.seq, self.in_outbox = (

@@ -121,7 +121,9 @@ class World:
         """Another completion wants its answer."""
         record = accepted(generation=life.id)
         answer = self.do(self.flights.join(life.id, record.id))
-        if life.ended:
+        if life.switched:
+            assert answer.how == "ended"
+        elif life.ended:
             assert answer.how == ("completed" if life.whole else "ended")
         else:
             assert answer.how == ("ended" if life.cancel else "joined")
@@ -305,14 +307,33 @@ class World:
         suspect = life.crashes >= CRASHES.suspicious
         life.wait("parked" if parks else "suspects" if suspect else "recovery", how)
 
-    def fails_over(self, worker: str, life: Life, hand: Hand, *, called: bool) -> None:
-        """A worker turns to another provider, with nothing published; ``called``: the first one failed."""
+    def waits(self, life: Life, hand: Hand) -> None:
+        """There is no permit for the provider that a worker would ask."""
+        call = self.space.scripts.leave(
+            life.id, None, Batch(hand.next, 0, b""), crashes=CRASHES, fence=hand.fence, pause_ms=HOUR_MS
+        )
+        answer = self.do(call)
+        if not life.held_by(hand.fence):
+            same = life.fence.partition(":")[2] == hand.fence.partition(":")[2]
+            assert answer is (Left.REPEATED if same and life.state is State.PARKED else Left.STALE)
+        elif life.cancel:
+            assert answer is Left.CANCEL_ASKED
+        elif life.takes(hand.next, 0) == "gap":
+            assert answer is Left.GAP
+        else:
+            assert answer is Left.LEFT
+            life.wait_unasked()
+
+    def fails_over(self, worker: str, life: Life, hand: Hand, *, called: bool, back: bool) -> None:
+        """A worker turns to another provider, with nothing published; ``called``: the one before failed; ``back``: to
+        the first one."""
+        target = None if back else ("other", "m")
         number, _, word = hand.fence.partition(":")
         claim = Claim(life.id, int(number), 0, 0, 0, b"", b"", call=word)
         record = past(hand.attempt, "failed") if called else None
         call = secrets.token_hex(8)
         for _ in range(2):  # its answer was lost
-            answer = self.do(self.space.scripts.failover(claim, ("other", "m"), record, call=call))
+            answer = self.do(self.space.scripts.failover(claim, target, record, call=call))
             if not life.held_by(hand.fence):
                 assert answer is None
                 return
@@ -321,7 +342,8 @@ class World:
                 assert answer.attempt == 0
                 return
             assert answer.attempt == life.attempt + called
-            assert answer.target == ("other", "m")
+            assert answer.target == target
+        life.switched = not back
         if called:
             life.fail_over(f"{life.attempt + 1}:{call}")
             self.hands[worker, life.id] = replace(hand, fence=life.fence, attempt=life.attempt)

@@ -8,7 +8,7 @@ local function wait(gen, lease, waiting, control, id, state, due, attempt, now)
   else
     redis.call('HINCRBY', gen, 'attempt', -1)
     if redis.call('HEXISTS', gen, 'past') == 0 then
-      redis.call('HDEL', gen, 'leased_ms')
+      redis.call('HDEL', gen, 'leased_ms', 'attempt_ms')
     end
   end
   redis.call('HDEL', gen, 'worker')
