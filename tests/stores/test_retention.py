@@ -11,8 +11,10 @@ from schemas.records import Attempted
 from schemas.tables import attempts, completions, generations, results, usage
 from stores import retention
 from stores.books import Books
+from stores.cache import Cache
 from stores.migration import migrate
 from stores.retention import GRACE_MS, prune
+from stores.rows import CacheRow
 from stores.sql import make_engine, reading
 from tests.support.entered import LOG, T0, accepted, ended
 from tests.tailrace.command import complaint, run
@@ -91,6 +93,22 @@ def test_a_generation_stays_a_day_longer_than_its_text(books: Books, engine: Eng
     row = books.completion(at(T0 + 999, 1))
     assert row is not None
     assert row.status.ended
+
+
+def test_the_cache_loses_what_goes(books: Books, engine: Engine) -> None:
+    """And whoever keeps copies of it is told; what a later completion points to stays in the cache."""
+    entered: dict[str, str] = {}
+    for number, fingerprint in enumerate(("a" * 64, "b" * 64, "c" * 64)):
+        id = entered[fingerprint] = at(T0, number)
+        record = accepted(id, fingerprint=fingerprint, cache="miss")
+        books.apply([record, ended(id)], {id: LOG}, [CacheRow(record, T0 + 100, LATER + 20 * GRACE_MS)])
+    hit = accepted(at(LATER, 9), entered["b" * 64], created_ms=LATER, cache="hit", fingerprint="b" * 64)
+    books.apply([hit], {})
+    told: list[str] = []
+    assert prune(engine, LATER, told.extend) == 3
+    assert sorted(told) == ["a" * 64, "c" * 64]
+    cache = Cache(engine, clock=lambda: LATER)
+    assert [cache.find("acme", print) is not None for print in entered] == [False, True, False]
 
 
 def test_what_has_not_ended_stays(books: Books, engine: Engine) -> None:

@@ -126,6 +126,46 @@ def test_the_next_one_answers(
     assert api.follow(whole.id).frames == whole.frames
 
 
+def test_what_another_one_answers_is_shared_by_nobody(
+    stack: Stack, api: Api, first: Backend, second: Backend
+) -> None:
+    """An equal request asks the first one again, while that answer comes and when it is there."""
+    first.script({"status": 500}, {"status": 500})
+    second.script({**SECOND, "interval_ms": 500}, SECOND)
+    with api.events(asking(model="both", temperature=0)) as running:
+        running.next(1)
+        meanwhile = api.plain(model="both", temperature=0)
+        assert who(meanwhile.json()) == ("two", "fake-b")
+        running.rest()
+    after = api.plain(model="both", temperature=0)
+    assert who(after.json()) == ("one", "fake")
+    hit = api.plain(model="both", temperature=0)
+    outcomes = [answer.headers["x-cache"] for answer in (running, meanwhile, after, hit)]
+    assert outcomes == ["miss", "miss", "miss", "hit"]
+    assert (len(first.completions), len(second.completions)) == (3, 2)
+    stack.settled(running.id, meanwhile.json()["id"])
+    stack.forget_hot()
+    assert who(api.plain(model="both", temperature=0).json()) == ("one", "fake")
+    assert len(first.completions) == 3
+
+
+def test_who_has_joined_before_stays(stack: Stack, api: Api, first: Backend, second: Backend) -> None:
+    """And is told who answered."""
+    first.script({"status": 500, "headers_delay_ms": 8000})
+    second.script(SECOND)
+    body = asking(api.tenant, model="other", temperature=0)
+    with api.events(body) as creator, api.events(body) as joined:
+        assert (creator.headers["x-cache"], joined.headers["x-cache"]) == ("miss", "join")
+        for stream in (creator, joined):
+            chunks = [frame.data for frame in stream.rest() if frame.event == "message"]
+            assert {who(chunk) for chunk in chunks} == {("two", "fake-b")}
+    assert len(second.completions) == 1
+    rows = stack.settled(creator.id, joined.id)
+    assert {row.generation_id for row in rows} == {creator.id}
+    stack.forget(creator.id, joined.id)
+    assert who(api.stored(joined.id)) == ("two", "fake-b")
+
+
 def test_nobody_listens(api: Api, first: Backend, second: Backend) -> None:
     with first.down():
         answer = api.plain(model="both")
