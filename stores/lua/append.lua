@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Append consecutive chunks to generations of one partition, each under its attempt number, and ring their channels.
+-- Append consecutive chunks to generations of one partition, each under its attempt, and ring their channels.
 -- A repeated append is a no-op. Many generations go in one call, which costs the server more
 -- than an append.
 -- KEYS gen log channel, for each generation

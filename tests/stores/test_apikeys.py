@@ -238,13 +238,13 @@ def test_a_key_in_use_outlives_the_database_for_a_while(
 def test_a_database_that_hangs_keeps_nobody_waiting_for_long(
     postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apikeys, "LOAD_SECONDS", 0.2)
     engine = make_engine(postgres_url)
     migrate(engine)
     known, in_memory = ApiKeys(engine).create("laptop", "acme")
     _, not_yet = ApiKeys(engine).create("phone", "acme")
     ring = KeyRing(engine, TTL, clock=clock)
     ring.verify(in_memory)
+    monkeypatch.setattr(apikeys, "LOAD_SECONDS", 0.2)
     clock.now += TTL + 1
     counter = Counter(engine)
     with writing(engine) as connection:
