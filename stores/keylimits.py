@@ -141,7 +141,9 @@ class KeyLimits:
 
     async def _state(self, completion: str) -> State | None:
         keys = self._redis.keys(completion)
-        state = await self._redis.command(keys.partition, "HGET", keys.gen(completion), "state")
+        state, own = await self._redis.command(keys.partition, "HMGET", keys.gen(completion), "state", "own")
+        if own is not None:  # it has left, and its generation goes on for others
+            return State.CANCELLED
         return None if state is None else State(state.decode())
 
     def _keys(self, key_id: str) -> Keys:

@@ -39,6 +39,10 @@ base_url = "https://api.openai.com/v1"
 prices = { "gpt-4o-mini" = { input = 0.01, output = 0.01 } }
 [providers.nobody]
 base_url = "https://llm.example.com/v1"
+[providers.tape]
+kind = "replay"
+file = "recordings.jsonl"
+prices = { "sold" = { input = 1, output = 3 } }
 """
 PRICES = Prices(load_providers(TOML, source="providers.toml").providers)
 TOKENS = Usage(prompt_tokens=1000, completion_tokens=100, reasoning_tokens=40, cached_tokens=400)
@@ -54,6 +58,7 @@ TOKENS = Usage(prompt_tokens=1000, completion_tokens=100, reasoning_tokens=40, c
         # $0.15, $0.075 cached and $0.60 for a million
         ("openai", "gpt-4o-mini", 600 * 150 + 400 * 75 + 100 * 600),
         ("discounted", "gpt-4o", 600 * 2500 + 400 * 1250 + 100 * 10_000),
+        ("tape", "sold", 1000 * 1000 + 100 * 3000),
     ],
 )
 def test_a_price_that_is_known(provider: str, model: str, nano: int) -> None:
@@ -69,6 +74,7 @@ def test_a_price_that_is_known(provider: str, model: str, nano: int) -> None:
         ("nobody", "gpt-4o-mini"),
         ("gone", "smollm2"),
         ("openai", "text-embedding-3-small"),
+        ("tape", "gpt-4o-mini"),
     ],
 )
 def test_a_price_that_nobody_knows_is_not_zero(provider: str, model: str) -> None:

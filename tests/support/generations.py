@@ -120,7 +120,10 @@ class Room:
         generation = await self.running(record)
         for first in range(0, len(items), size):
             await self.scripts.append(generation, 1, batch(first, items=items[first : first + size]))
-        await self.scripts.end(ended(generation), 1)
+        last = ended(generation)
+        if record is not None:
+            last = msgspec.structs.replace(last, provider=record.provider, model=record.resolved_model)
+        await self.scripts.end(last, 1)
         return generation
 
 
