@@ -21,6 +21,7 @@ class Reservation(msgspec.Struct):
     fingerprint: str
     end_user: str | None = None
     confirmed: bool = False
+    tenant: str = ""  # to find them by
 
 
 _decoder = msgspec.json.Decoder(Reservation)

@@ -136,7 +136,7 @@ class Submitter:
         completion_id = new_completion_id()
         held: Held | None = None
         if idempotency_key is not None:
-            mine = Reservation(completion_id, digest, caller.end_user)
+            mine = Reservation(completion_id, digest, caller.end_user, tenant=caller.tenant)
             held = await self._keys.reserve(caller.tenant, idempotency_key, mine)
             if held.confirmed:
                 return Submission(held.id, 0, resolved, fresh=False)

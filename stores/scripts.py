@@ -42,7 +42,7 @@ _ACCEPT, _CLAIM, _RENEW, _APPEND = Script("accept"), Script("claim"), Script("re
 _END, _CANCEL, _SETTLE, _LEAD = Script("end"), Script("cancel"), Script("settle"), Script("lead")
 _ANNOTATE, _REAP, _LEAVE, _RESTART = Script("annotate"), Script("reap"), Script("leave"), Script("restart")
 _REQUEUE, _SETBACK, _MARK = Script("requeue"), Script("setback"), Script("mark")
-_BURY, _REVIVE, _FAILOVER = Script("bury"), Script("revive"), Script("failover")
+_BURY, _REVIVE, _DISCARD, _FAILOVER = Script("bury"), Script("revive"), Script("discard"), Script("failover")
 
 #: How far ahead indexes go on where Redis may have lost chunks that somebody has read.
 SKIP = 1_000_000
@@ -439,3 +439,7 @@ class Scripts:
         """Put dead letters back on the ledger; how many of them were still there."""
         keys = self.redis.keyspace[partition]
         return await self.redis.script(partition, _REVIVE, [keys.dead, keys.ledger], [*entries])
+
+    async def discard(self, partition: int, entries: Sequence[bytes]) -> int:
+        """Drop dead letters; how many of them were still there."""
+        return await self.redis.script(partition, _DISCARD, [self.redis.keyspace[partition].dead], [*entries])

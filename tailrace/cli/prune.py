@@ -26,9 +26,23 @@ def prune(
             "--older-than", metavar="DAYS", min=0, help="Days to keep (default: TAILRACE_RETENTION_DAYS)."
         ),
     ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="T", help="Remove a tenant with all that it has, its keys too.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask whether a tenant is to go.")] = False,
     home: Home = None,
 ) -> None:
-    """Remove completions that are older than some days, with their texts. Their usage records stay."""
+    """Remove completions that are older than some days, with their texts. Their usage records stay.
+
+    With --tenant, remove all that a tenant has: keys, completions, texts, usage records, what is in Redis.
+    """
+    if tenant is not None:
+        if days is not None:
+            raise typer.BadParameter("a tenant goes whole", param_hint="--older-than")
+        if not yes:
+            typer.confirm(f"Remove the tenant '{tenant}' with all that it has?", abort=True, err=True)
+        _erase(tenant, home)
+        return
     days = _configured() if days is None else days
     with database(home) as engine:
         from stores import retention
@@ -57,6 +71,22 @@ def _cool(fingerprints: Sequence[str], home: Path | None) -> None:
         run(cool())
     except TailraceError as error:
         warn(f"copies of cached results stay in Redis until they expire: {error}")
+
+
+def _erase(tenant: str, home: Path | None) -> None:
+    settings, _ = settings_of(home, connection.home_path(home))
+    with database(home) as engine:
+        from producers.erasure import Erased, Erasure
+
+        async def erase() -> Erased:
+            redis = await open_redis(settings)
+            try:
+                return await Erasure(redis, engine, key_seconds=settings.key_cache_seconds).erase(tenant)
+            finally:
+                redis.close()
+
+        erased = run(erase())
+    print(f"{erased.completions:,} completions and {erased.keys:,} keys of the tenant '{tenant}' removed")
 
 
 def _configured() -> float:

@@ -31,6 +31,10 @@ def caller(stack: Stack, tenant: str, **limits: int) -> Api:
     return Api(stack.url, key, tenant=tenant, backend=stack.backend)
 
 
+def flights(stack: Stack) -> list[str]:
+    return [*stack.redis.scan_iter(Keys(0).flight("*"))]
+
+
 @pytest.fixture
 def tenant(limited: Stack) -> str:
     return limited.tenant()
@@ -74,8 +78,9 @@ def test_a_refused_request_holds_nobody_up(limited: Stack, tenant: str) -> None:
     key = {"Idempotency-Key": "once"}
     with caller(limited, tenant, rpm=1) as spent, caller(limited, tenant) as free:
         assert spent.plain("first").status_code == 200
+        wait_until(lambda: not flights(limited), what="the end of other tests' flights")
         assert spent.plain(tenant, headers=key, **DETERMINISTIC).status_code == 429
-        assert not [*limited.redis.scan_iter(Keys(0).flight("*"))]
+        assert not flights(limited)
         answer = free.plain("something else", headers=key)
         assert answer.status_code == 200, answer.text
         assert free.plain(tenant, **DETERMINISTIC).headers["x-cache"] == "miss"
@@ -93,4 +98,4 @@ def test_a_miss_that_may_ask_nobody_frees_its_key(limited: Stack, tenant: str) -
 def test_a_flight_ends_with_its_answer(limited: Stack, tenant: str) -> None:
     with caller(limited, tenant, rpm=5) as api:
         api.plain(tenant, **DETERMINISTIC)
-        wait_until(lambda: not [*limited.redis.scan_iter(Keys(0).flight("*"))], what="the flight's end")
+        wait_until(lambda: not flights(limited), what="the flight's end")

@@ -51,8 +51,8 @@ async def played(backend: Replay, content: str = "hi", **params: Any) -> list[li
 
 
 def said(pieces: list[list[bytes]]) -> str:
-    deltas = [json.loads(data)["choices"][0]["delta"] for piece in pieces for data in piece if data != DONE]
-    return "".join(delta.get("content", "") for delta in deltas)
+    chunks = [json.loads(data) for piece in pieces for data in piece if data != DONE]
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
 
 
 @pytest.fixture
