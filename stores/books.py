@@ -291,7 +291,8 @@ class Books:
         """None for one that has not ended here."""
         with reading(self.engine) as connection:
             row = connection.execute(select(generations).where(_g.id == id)).mappings().one_or_none()
-        return None if row is None else msgspec.convert(dict(row), GenerationRow)
+        names = GenerationRow.__struct_fields__  # SQLAlchemy's names are no plain strings
+        return None if row is None else msgspec.convert({name: row[name] for name in names}, GenerationRow)
 
     def costs(self, ids: Sequence[str]) -> dict[str, int]:
         """The cost of those of some completions that have their usage record; an unknown one is 0."""

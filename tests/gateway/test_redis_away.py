@@ -183,6 +183,35 @@ def test_what_redis_forgets_is_accepted_again() -> None:
         assert not stack.balanced()
 
 
+def test_what_redis_forgets_of_shared_answers() -> None:
+    """A join and a hit come back with their Idempotency-Keys: a retry has the same completion."""
+    with Stack() as stack, stack.api() as api:
+        answered, running = (
+            dump(asking(content, temperature=0, fake={"chunks": 40, "interval_ms": interval}))
+            for content, interval in (("answered", 0), ("running", 100))
+        )
+
+        def ask(body: bytes, key: str) -> tuple[str, str]:
+            answer = api.post(CHAT, content=body, headers={"Idempotency-Key": key, "Prefer": "respond-async"})
+            return answer.json()["id"], answer.headers["x-cache"]
+
+        first, _ = ask(answered, "first")
+        stack.settled(first)
+        asked = {
+            key: ask(body, key) for body, key in ((running, "creator"), (running, "join"), (answered, "hit"))
+        }
+        assert [outcome for _, outcome in asked.values()] == ["miss", "join", "hit"]
+        killed(stack)
+        for completion_id, _ in asked.values():
+            assert api.get(f"{CHAT}/{completion_id}").status_code == 200
+        again = {key: ask(answered if key == "hit" else running, key) for key in asked}
+        assert again == asked
+        ids = [completion_id for completion_id, _ in asked.values()]
+        assert [row.status for row in stack.settled(*ids)] == ["completed"] * 3
+        assert {row.generation_id for row in stack.settled(*ids[:2])} == {ids[0]}
+        assert not stack.balanced()
+
+
 def test_a_key_stands_for_what_could_not_be_taken_back(mortal: Stack) -> None:
     """A gateway that can put no message can't take the work back either, for Redis is gone: a retry goes on with it."""
     port = free_port()

@@ -66,6 +66,7 @@ def test_a_completion_is_queued_until_its_generation_has_ended(books: Books) -> 
     assert (row.usage.queue_ms, row.usage.first_chunk_ms, row.usage.duration_ms) == (5, 40, 100)
     assert row.usage.cost_nano is None, "a cost nobody knows is not a cost of zero"
     assert books.stored_log("c1") == LOG
+    assert (books.generation("c1"), books.generation("c2")) == (row.generation, None)
 
 
 def test_of_all_that_share_a_generation_only_its_creator_pays(books: Books) -> None:
