@@ -80,15 +80,16 @@ def _page(connection: Connection, page: Sequence[CompletionRow]) -> Iterator[Sto
         )
         generation = row.generation
         if generation is not None:
-            stored.base, stored.next, stored.attempt = generation.base, generation.next, generation.attempt
-            stored.code = generation.failure.code if generation.failure is not None else None
+            seen = from_books(row)
+            stored.base, stored.next, stored.attempt = seen.base, seen.next, seen.attempt
+            stored.code = seen.failure.code if seen.failure is not None else None
+            stored.abandoned = seen.own is not None and seen.own.tail < generation.base
             log = logs.get(row.generation_id)
             if log is not None:
-                renderer = renderer_for(from_books(row), flat_logprobs=True)
+                renderer = renderer_for(seen, flat_logprobs=True)
                 renderer.set_head(log.head)
-                stored.chunks = (
-                    [renderer.render(item) for item in split_items(log.items)] if log.items else []
-                )
+                items = split_items(log.items) if log.items else []
+                stored.chunks = [renderer.render(item) for item in items[: seen.next - seen.base]]
             elif row.store and generation.next == generation.base:
                 stored.chunks = []  # a log without chunks has no text to keep
         yield stored

@@ -34,6 +34,7 @@ class Stored:
     next: int = 0
     attempt: int = 0
     code: str | None = None
+    abandoned: bool = False  # it ended before its generation, which then restarted
     usage: Sequence[str] = ()  # the status in each usage record
     attempts: Sequence[int] = ()  # the number in each attempt's row
     chunks: list[bytes] | None = None
@@ -188,6 +189,8 @@ def _readers(readings: Sequence[Reading], stored: Stored, chunks: Sequence[bytes
             found.append(
                 f"{name}: its end was {reading.end} ({reading.code}), and the books say {stored.status}"
             )
+        if stored.abandoned:
+            continue
         if reading.first is None:
             if reading.whole and stored.next > stored.base and reading.end != "stopped":
                 found.append(f"{name}: saw no chunk of {stored.next - stored.base}")
