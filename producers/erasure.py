@@ -227,7 +227,7 @@ class Erasure:
 
 
 _UNUSED = ~exists().where(_c.generation_id == _g.id)
-_ROWS = select(_c.id, _c.generation_id, _c.fingerprint, _c.end_user).order_by(_c.id)
+_ROWS = select(_c.id, _c.generation_id, _c.fingerprint, _c.end_user)
 
 
 def _tenant_of(data: bytes) -> str | None:
