@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from schemas.keys import Keys
-from tests.support.api import Api
+from tests.support.api import CHAT, Api
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
@@ -99,3 +99,17 @@ def test_a_flight_ends_with_its_answer(limited: Stack, tenant: str) -> None:
     with caller(limited, tenant, rpm=5) as api:
         api.plain(tenant, **DETERMINISTIC)
         wait_until(lambda: not flights(limited), what="the flight's end")
+
+
+def test_who_has_left_is_not_there_any_more(limited: Stack, tenant: str) -> None:
+    """A cancelled completion is open no longer for its key, though its generation goes on for another one."""
+    slow = {"chunks": 900, "interval_ms": 100}
+    with caller(limited, tenant, concurrent=1) as creator, caller(limited, tenant) as other:
+        first = creator.background(tenant, fake=slow, **DETERMINISTIC)
+        joined = other.background(tenant, fake=slow, **DETERMINISTIC)
+        assert creator.plain("another").status_code == 429
+        assert creator.post(f"{CHAT}/{first}/cancel").status_code == 200
+        assert creator.plain("another").status_code == 200
+        assert other.stored(joined)["status"] == "in_progress"
+        other.post(f"{CHAT}/{joined}/cancel")
+        assert {row.generation_id for row in limited.settled(first, joined)} == {first}
