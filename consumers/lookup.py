@@ -68,6 +68,10 @@ class Finder:
         if live is not None:
             return from_redis(live)
         row = await asyncio.to_thread(self._books.completion, completion_id)
+        if (row is None or not row.status.ended) and await self._redis.restored(completion_id):
+            live = await self._log.state(completion_id)
+            if live is not None:
+                return from_redis(live)
         return None if row is None else from_books(row)
 
 

@@ -122,6 +122,9 @@ class Submitter:
             reservation = await self._reserve(caller, idempotency_key, completion_id, digest)
             if reservation.confirmed:
                 return Submission(reservation.id, 0, resolved, fresh=False)
+            if reservation.id != completion_id and await self._is_taken_back(reservation.id):
+                await self._release(caller, idempotency_key)
+                reservation = await self._reserve(caller, idempotency_key, completion_id, digest)
             if reservation.id != completion_id and await self._in_books(reservation.id):
                 await self._confirm(caller, idempotency_key, reservation)
                 return Submission(reservation.id, 0, resolved, fresh=False)
@@ -164,6 +167,21 @@ class Submitter:
             await self._take_back(accepting, record, caller, idempotency_key)
             raise
         accepted = accepting.result()
+
+        async def again() -> None:
+            key: Reservation | None = None
+            if idempotency_key is not None:
+                key = Reservation(completion_id, digest, caller.end_user)
+                held = await self._keep(caller, idempotency_key, key)
+                if held is not None and _reservation_decoder.decode(held).id != completion_id:
+                    return  # a retry has taken its place, whose caller had lost the answer
+            if queue is Queue.INTERACTIVE:
+                await self._index(caller, digest, completion_id)
+            await self._scripts.accept(record, encoded, timeout_ms=timeout_ms, again=True)
+            if idempotency_key is not None and key is not None:
+                await self._confirm(caller, idempotency_key, key)
+
+        self.recent.add(completion_id, len(encoded), again)
         if accepted.fresh or reservation is not None:
             # Behind a reservation that was never confirmed, an earlier call may have died before its message was out;
             # a message for work that is under way does nothing.
@@ -174,19 +192,6 @@ class Submitter:
                 raise
         if idempotency_key is not None and reservation is not None:
             await self._confirm(caller, idempotency_key, reservation)
-
-        async def again() -> None:
-            if idempotency_key is not None and reservation is not None:
-                held = await self._keep(caller, idempotency_key, reservation)
-                if held is not None and _reservation_decoder.decode(held).id != completion_id:
-                    return  # a retry has taken its place, whose caller had lost the answer
-            if queue is Queue.INTERACTIVE:
-                await self._index(caller, digest, completion_id)
-            accepted = await self._scripts.accept(record, encoded, timeout_ms=timeout_ms)
-            with contextlib.suppress(Unavailable):  # the outbox has it
-                await self._publisher.publish(record.id, record.queue, accepted.seq)
-
-        self.recent.add(completion_id, len(encoded), again)
         return Submission(completion_id, accepted.created_ms, resolved, fresh=accepted.fresh)
 
     async def _take_back(
@@ -198,13 +203,15 @@ class Submitter:
     ) -> None:
         """The caller is told that nothing was kept, and may safely ask again: what was accepted must not wait for a
         message that nobody puts."""
+        self.recent.forget(record.id)
         try:
             if (await accepting).fresh:
                 await self._undo(record)
                 if idempotency_key is not None:
                     await self._release(caller, idempotency_key)
         except Unavailable:
-            # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it.
+            # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it, or finds that
+            # it was taken back.
             if idempotency_key is None:
                 task = asyncio.create_task(self._cancel_late(record))
                 self._late.add(task)
@@ -233,6 +240,7 @@ class Submitter:
 
     async def cancel(self, record: Accepted) -> str:
         """Cancel a completion's generation: 'cancelled', 'cancelling', 'ended' or 'gone'."""
+        self.recent.forget(record.id)
         return await self._scripts.cancel(never_ran(record), record.queue)
 
     # Resuming
@@ -241,6 +249,7 @@ class Submitter:
         """The completion that an Idempotency-Key stands for. Raises NotFound."""
         name = self._idempotency_name(caller, key)
         keys = self._redis.keys(name)
+        await self.recent.settled()
         data = await self._redis.command(keys.partition, "GET", keys.idempotency(name))
         reservation = _reservation_decoder.decode(data) if data else None
         if reservation is None or reservation.end_user != caller.end_user:
@@ -252,6 +261,7 @@ class Submitter:
 
         Raises NotFound where there is none, Conflict where there are several.
         """
+        await self.recent.settled()
         resolved = await self.catalog.resolve(request.model)
         digest = self._fingerprint(caller, resolved, request.params(), sample)
         name = scoped_digest(caller.tenant, caller.end_user, digest)
@@ -347,6 +357,19 @@ class Submitter:
         data = msgspec.json.encode(reservation)
         return await self._redis.command(
             keys.partition, "SET", keys.idempotency(name), data, "NX", "GET", "EX", IDEMPOTENCY_TTL
+        )
+
+    async def _is_taken_back(self, completion_id: str) -> bool:
+        """A call whose caller was told that nothing was kept has cancelled it, and could not give its key back."""
+        state = await self._log.state(completion_id)
+        if state is not None:
+            return state.state is State.CANCELLED and state.attempt == 0
+        row = await asyncio.to_thread(self._books.completion, completion_id)
+        return (
+            row is not None
+            and row.status is State.CANCELLED
+            and row.generation is not None
+            and row.generation.attempt == 0
         )
 
     async def _in_books(self, completion_id: str) -> bool:

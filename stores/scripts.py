@@ -57,9 +57,16 @@ class Scripts:
         self.redis = redis
 
     async def accept(
-        self, record: Accepted, request: bytes, *, timeout_ms: int = 0, patience: float = PATIENCE
+        self,
+        record: Accepted,
+        request: bytes,
+        *,
+        timeout_ms: int = 0,
+        again: bool = False,
+        patience: float = PATIENCE,
     ) -> AcceptResult:
         """Take a completion in, with a generation of the same id; ``timeout_ms`` from now is its deadline, 0 is none.
+        ``again``: Redis had it, and lost it.
 
         Raises Unavailable, also when memory is full.
         """
@@ -77,7 +84,10 @@ class Scripts:
                     keys.queued(record.queue),
                     keys.deadlines,
                 ],
-                [record.id, record.queue, request, open_record(record), timeout_ms, token_hex(8)],
+                [
+                    *(record.id, record.queue, request, open_record(record)),
+                    *(timeout_ms, token_hex(8), int(again)),
+                ],
                 patience=patience,
             )
         except hiredis.ReplyError as error:

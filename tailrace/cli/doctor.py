@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -27,8 +28,9 @@ T = TypeVar("T")
 #: What ``connection.json`` says in place of settings that are not in the environment.
 _SETTINGS = ("redis_url", "broker_url", "database_url")
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
-#: How long Redis may take to answer the first time, in seconds.
-PATIENCE = 3.0
+#: How long Redis may take to answer the first time, in seconds, and how often it is asked: on a machine with much to do
+#: the doctor itself is slow.
+PATIENCE, TRIES = 3.0, 3
 
 
 def doctor(
@@ -98,8 +100,12 @@ def _server_side(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _open(settings: Settings) -> Redis:
+    from schemas.errors import Unavailable
     from stores.redis import Redis
 
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(Unavailable):
+            return await Redis.open(settings.redis_url, partitions=settings.partitions, patience=PATIENCE)
     return await Redis.open(settings.redis_url, partitions=settings.partitions, patience=PATIENCE)
 
 
