@@ -64,7 +64,8 @@ async def test_leases_on_the_other_nodes_are_renewed_and_not_reaped(tmp_path: Pa
             for number in range(2)
         ]
         for control in controls:
-            await asyncio.sleep(1)  # what they put messages with is made once a process, and here they share one
+            # What they put messages with is made once a process, and here they share one.
+            await asyncio.sleep(1)
             control.start()
         others = [id for id in held if redis.node(redis.partition(id)) is not dead]
 
