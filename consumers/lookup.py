@@ -80,6 +80,13 @@ class Finder:
         if record is not None:
             return await self.pointing(record)
         row = await asyncio.to_thread(self._books.completion, completion_id)
+        if (row is None or not row.status.ended) and await self._redis.restored(completion_id):
+            live = await self._log.state(completion_id)
+            if live is not None:
+                return None if live.deleted else from_redis(live)
+            record = await self._flights.pointer(completion_id)
+            if record is not None:
+                return await self.pointing(record)
         if row is None:
             return None
         if row.generation is None and row.id != row.generation_id:
@@ -94,10 +101,16 @@ class Finder:
         if state is not None:
             return from_redis(state, record, own)
         row = await asyncio.to_thread(self._books.completion, record.id)
-        if row is not None:
+        if row is not None and row.generation is not None:
             return msgspec.structs.replace(from_books(row), record=record)
         generation = await asyncio.to_thread(self._books.generation, record.generation)
-        return None if generation is None else from_result(record, generation)
+        if generation is not None:
+            return from_result(record, generation)
+        if await self._redis.restored(record.generation):
+            state, own = await self._log.member(record.generation, record.id)
+            if state is not None:
+                return from_redis(state, record, own)
+        return None if row is None else msgspec.structs.replace(from_books(row), record=record)
 
 
 def from_redis(state: LogState, record: Accepted | None = None, own: OwnEnd | None = None) -> Completion:

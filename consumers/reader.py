@@ -86,6 +86,7 @@ class LogReader:
 
         An empty list: the log is gone from Redis. Raises Unavailable.
         """
+        waited = False
         while True:
             if self._found:
                 found, self._found = self._found, []
@@ -106,6 +107,9 @@ class LogReader:
                     raise
                 self.reached = asyncio.get_running_loop().time()
                 if state is None:
+                    if not waited and await self._log.redis.restored(self.generation):
+                        self._stale = waited = True
+                        continue
                     return []
                 self.state = state
                 if more:

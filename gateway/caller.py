@@ -58,10 +58,7 @@ def named(call: Call, header: str) -> str | None:
 
 async def owned(call: Call, caller: Caller, completion_id: str) -> Completion:
     """The caller's completion of that id. Raises NotFound also for somebody else's."""
-    context = call.context
-    found = await context.finder.find(completion_id) if is_completion_id(completion_id) else None
-    if found is None and await context.submitter.recent.restored(completion_id):
-        found = await context.finder.find(completion_id)
+    found = await call.context.finder.find(completion_id) if is_completion_id(completion_id) else None
     if found is None or found.tenant != caller.tenant or caller.end_user not in (None, found.end_user):
         raise NotFound(
             f"There is no completion '{completion_id[:80]}'.", param="id", code="completion_not_found"

@@ -57,9 +57,9 @@ class Held:
                 await self.release()
 
     async def keep(self) -> bool:
-        """Reserve it again, where Redis has lost it. False where by now it stands for another completion: a retry has
-        taken its place, whose caller had lost the answer."""
-        other = await self._keys.put(self._name, self._reservation)
+        """Reserve it again, where Redis has lost it, to be confirmed again. False where by now it stands for another
+        completion: a retry has taken its place, whose caller had lost the answer."""
+        other = await self._keys.put(self._name, msgspec.structs.replace(self._reservation, confirmed=False))
         return other is None or other.id == self.id
 
 

@@ -2,12 +2,13 @@
 
 Redis fsyncs its append-only file each second, and while an fsync takes longer it holds writes back for up to 2 s. So
 the last writes go with its host, and on a busy disk with its process. Whoever accepted a completion in that time is
-still there: when Redis is back, it accepts again what neither Redis nor the books know.
+still there: when Redis is back, it accepts again what neither Redis nor the books know. The outbox puts the messages.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,12 +22,14 @@ from stores.redis import Redis
 
 log = logging.getLogger("tailrace.producer")
 
-#: How old the last write may be that Redis loses, in seconds.
-LOSS = 4.0
+#: How long before Redis was last heard of the oldest write was that it may have lost, in seconds, amply.
+LOSS = 10.0
 #: Bytes of requests that are kept, the newest ones.
 KEPT_BYTES = 64 * 1024 * 1024
-#: How long Redis may take to have it all again, in seconds.
-RESTORE_SECONDS = 60.0
+#: How long Redis may take to have it all again, in seconds, and a reader waits for it.
+RESTORE_SECONDS, READER_SECONDS = 60.0, 10.0
+#: Without the books nobody knows whether what Redis lacks has ended. What is older than this, in seconds, counts so.
+SURE_SECONDS = 600.0
 
 
 class Remembered(msgspec.Struct):
@@ -47,43 +50,67 @@ class Recent:
         self._entries: deque[Remembered] = deque()
         self._size = 0
         self._restoring: asyncio.Task[None] | None = None
+        #: What the last restoring looked at.
+        self._looked: set[str] = set()
         redis.on_return = self._on_return
+        redis.restored = self.restored
 
     def add(self, id: str, size: int, again: Callable[[], Awaitable[None]]) -> None:
         """``size`` is what it keeps in memory, in bytes."""
         now = asyncio.get_running_loop().time()
         self._entries.append(Remembered(id, size, again, now))
         self._size += size
-        while self._entries and (self._entries[0].at < now - LOSS or self._size > KEPT_BYTES):
+        oldest = min(now, self._redis.lost_since or now) - LOSS
+        while self._entries and (self._entries[0].at < oldest or self._size > KEPT_BYTES):
             self._size -= self._entries.popleft().size
+
+    def forget(self, id: str) -> None:
+        """It was taken back, or cancelled."""
+        entry = next((entry for entry in reversed(self._entries) if entry.id == id), None)
+        if entry is not None:
+            self._entries.remove(entry)
+            self._size -= entry.size
 
     async def restored(self, id: str) -> bool:
         """Waits until a completion that may be lost is accepted again; False where it isn't one of those."""
-        restoring = self._restoring
-        if restoring is None or not any(entry.id == id for entry in self._entries):
+        if self._restoring is None or id not in self._looked:
             return False
-        await asyncio.shield(restoring)
+        await asyncio.wait({self._restoring}, timeout=READER_SECONDS)
         return True
+
+    async def settled(self) -> None:
+        """Waits while anything is accepted again."""
+        if self._restoring is not None:
+            await asyncio.wait({self._restoring}, timeout=READER_SECONDS)
 
     def _on_return(self, lost_at: float) -> None:
         entries = [entry for entry in self._entries if entry.at >= lost_at - LOSS]
         if entries:
-            before = self._restoring
-            self._restoring = asyncio.create_task(self._restore(entries, before))
+            running = self._restoring is not None and not self._restoring.done()
+            self._looked = {entry.id for entry in entries} | (self._looked if running else set())
+            self._restoring = asyncio.create_task(self._restore(entries, self._restoring))
 
     async def _restore(self, entries: list[Remembered], before: asyncio.Task[None] | None) -> None:
         if before is not None:
-            await before
+            await asyncio.wait({before})
+        again = failed = 0
         try:
             async with asyncio.timeout(RESTORE_SECONDS):
-                lost = await self._unknown(entries)
-                for entry in lost:
-                    await entry.again()
+                for entry in await self._unknown(entries):
+                    try:
+                        await entry.again()
+                        again += 1
+                    except Exception as error:  # noqa: BLE001 - the others are not to go with it
+                        failed += 1
+                        log.error("%s was accepted, and Redis has lost it: %s", entry.id, error)
         except (Unavailable, TimeoutError) as error:
             log.error("what Redis lost may not be there again: %s", error)
-            return
-        if lost:
-            log.warning("Redis had lost %d completions of the last seconds; accepted again", len(lost))
+        except Exception:
+            log.exception("what Redis lost may not be there again")
+        if again or failed:
+            log.warning(
+                "Redis had lost %d completions of the last seconds; %d are there again", again + failed, again
+            )
 
     async def _unknown(self, entries: list[Remembered]) -> list[Remembered]:
         """Those that neither Redis has nor the books know an end of."""
@@ -91,11 +118,11 @@ class Recent:
         lost = [entry for entry, there in zip(entries, states, strict=True) if not there]
         if not lost:
             return []
-        try:
+        with contextlib.suppress(SQLAlchemyError):
             over = await asyncio.to_thread(self._books.over_among, [entry.id for entry in lost])
-        except SQLAlchemyError:
-            over = set[str]()  # better twice than never
-        return [entry for entry in lost if entry.id not in over]
+            return [entry for entry in lost if entry.id not in over]
+        sure = asyncio.get_running_loop().time() - SURE_SECONDS
+        return [entry for entry in lost if entry.at > sure]
 
     async def _exists(self, id: str) -> bool:
         keys = self._redis.keys(id)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +18,7 @@ from producers.idempotency import Held, IdempotencyKeys, Reservation
 from producers.publish import Publisher
 from producers.recent import Recent
 from producers.sharing import Shared, Sharing
+from producers.work import Work, encode_work
 from schemas.caching import BYPASS, CachePolicy
 from schemas.errors import CacheMiss, Conflict, NotFound, Unavailable
 from schemas.estimate import estimate
@@ -27,7 +27,7 @@ from schemas.ids import new_completion_id
 from schemas.keys import scoped_digest
 from schemas.prices import Prices
 from schemas.providers import Resolved
-from schemas.records import VERSION, Accepted, Ended, Usage
+from schemas.records import Accepted, Ended, Usage
 from schemas.request import ChatCompletionRequest
 from schemas.states import Queue, State
 from stores.books import Books
@@ -61,16 +61,6 @@ class Caller(msgspec.Struct, frozen=True):
     end_user: str | None = None
 
 
-class Work(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker needs of a request; kept in Redis until the generation ends."""
-
-    params: dict[str, Any]
-    targets: list[tuple[str, str]]
-    end_user: str | None = None
-    choices: int = 1
-    v: int = VERSION
-
-
 class Submission(msgspec.Struct, frozen=True):
     """An accepted completion. ``fresh`` is False where an Idempotency-Key led to one that was there already.
     ``shared``: somebody else's work answers it.
@@ -82,14 +72,6 @@ class Submission(msgspec.Struct, frozen=True):
     fresh: bool = True
     cache: str = "bypass"
     shared: Shared | None = None
-
-
-_work_encoder = msgspec.json.Encoder()
-_work_decoder = msgspec.json.Decoder(Work)
-
-
-def decode_work(data: bytes) -> Work:
-    return _work_decoder.decode(data)
 
 
 class Submitter:
@@ -140,6 +122,9 @@ class Submitter:
             held = await self._keys.reserve(caller.tenant, idempotency_key, mine)
             if held.confirmed:
                 return Submission(held.id, 0, resolved, fresh=False)
+            if not held.fresh and await self._is_taken_back(held.id):
+                await held.release()
+                held = await self._keys.reserve(caller.tenant, idempotency_key, mine)
             if not held.fresh and await self._in_books(held.id):
                 await held.confirm()
                 return Submission(held.id, 0, resolved, fresh=False)
@@ -195,6 +180,17 @@ class Submitter:
             await self._take_back(accepting, record, held)
             raise
         accepted = accepting.result()
+
+        async def again() -> None:
+            if held is not None and not await held.keep():
+                return
+            if queue is Queue.INTERACTIVE:
+                await self._index(record)
+            await self._scripts.accept(record, encoded, timeout_ms=timeout_ms, again=True)
+            if held is not None:
+                await held.confirm()
+
+        self.recent.add(completion_id, len(encoded), again)
         if accepted.fresh or held is not None:
             # The earlier call may have died before its message was out; one for work that is under way does nothing.
             try:
@@ -207,17 +203,6 @@ class Submitter:
                 raise
         if held is not None:
             await held.confirm()
-
-        async def again() -> None:
-            if held is not None and not await held.keep():
-                return
-            if queue is Queue.INTERACTIVE:
-                await self._index(record)
-            accepted = await self._scripts.accept(record, encoded, timeout_ms=timeout_ms)
-            with contextlib.suppress(Unavailable):  # the outbox has it
-                await self._publisher.publish(record.id, record.queue, accepted.seq)
-
-        self.recent.add(completion_id, len(encoded), again)
         return Submission(
             completion_id, accepted.created_ms, resolved, fresh=accepted.fresh, cache=record.cache
         )
@@ -250,6 +235,8 @@ class Submitter:
                 return
             await self._index(record, most=HITS_INDEXED)
             await self._sharing.repeat(record)
+            if held is not None:
+                await held.confirm()
 
         self.recent.add(record.id, POINTER_BYTES, again)
         return Submission(record.id, record.created_ms, resolved, cache=record.cache, shared=shared)
@@ -283,13 +270,15 @@ class Submitter:
     ) -> None:
         """The caller is told that nothing was kept, and may safely ask again: what was accepted must not wait for a
         message that nobody puts."""
+        self.recent.forget(record.id)
         try:
             if (await accepting).fresh:
                 await self._undo(record)
                 if held is not None:
                     await held.release()
         except Unavailable:
-            # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it.
+            # Redis may have it all the same, or get it yet. Behind a reservation a retry goes on with it, or finds that
+            # it was taken back.
             if held is None:
                 task = asyncio.create_task(self._cancel_late(record))
                 self._late.add(task)
@@ -321,12 +310,14 @@ class Submitter:
     async def cancel(self, record: Accepted, queue: str) -> str:
         """Cancel a completion, and its generation, which waits in ``queue``, where that serves no other one:
         'cancelled', 'left', 'cancelling', 'ended' or 'gone'."""
+        self.recent.forget(record.id)
         return await self._scripts.cancel(never_ran(record), queue, who=record)
 
     # Resuming
 
     async def by_idempotency_key(self, caller: Caller, key: str) -> str:
         """The completion that an Idempotency-Key stands for. Raises NotFound."""
+        await self.recent.settled()
         reservation = await self._keys.find(caller.tenant, key)
         if reservation is None or reservation.end_user != caller.end_user:
             raise NotFound("No completion with this Idempotency-Key in the last 24 hours: nothing to resume.")
@@ -337,6 +328,7 @@ class Submitter:
 
         Raises NotFound where there is none, Conflict where there are several.
         """
+        await self.recent.settled()
         resolved = await self.catalog.resolve(request.model)
         digest = self._fingerprint(caller, resolved, request.params(), sample)
         name = scoped_digest(caller.tenant, caller.end_user, digest)
@@ -413,15 +405,21 @@ class Submitter:
             commands[2] = ("ZREMRANGEBYRANK", index, 0, -most - 1)
         await self._redis.commands(keys.partition, commands)
 
+    async def _is_taken_back(self, completion_id: str) -> bool:
+        """A call whose caller was told that nothing was kept has cancelled it, and could not give its key back."""
+        state = await self._log.state(completion_id)
+        if state is not None:
+            return state.state is State.CANCELLED and state.attempt == 0
+        row = await asyncio.to_thread(self._books.completion, completion_id)
+        return (
+            row is not None
+            and row.status is State.CANCELLED
+            and row.generation is not None
+            and row.generation.attempt == 0
+        )
+
     async def _in_books(self, completion_id: str) -> bool:
         return await asyncio.to_thread(self._books.completion, completion_id) is not None
-
-
-def encode_work(work: Work) -> bytes:
-    try:
-        return _work_encoder.encode(work)
-    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError):
-        return json.dumps(msgspec.to_builtins(work), separators=(",", ":")).encode()
 
 
 def never_ran(record: Accepted) -> Ended:

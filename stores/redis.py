@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,15 @@ class Script:
 class Node:
     """One Redis server: a connection for commands and one for channels, opened when first needed.
 
-    ``on_return`` is called when the connection for commands stands again, with the time (of the loop) of its loss.
+    ``on_return`` is called when the connection for commands stands again, with the time (of the loop) when something
+    last came on the one before. ``lost_at`` is that time, until then.
     """
 
     def __init__(self, address: Address, on_return: Callable[[float], None] | None = None) -> None:
         self.address = address
         self._on_return = on_return
         self._wire: Wire | None = None
-        self._lost_at: float | None = None
+        self.lost_at: float | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
 
     @property
@@ -85,14 +86,14 @@ class Node:
         async with self._opening:
             if self._wire is None or self._wire.closed:
                 self._wire = await Wire.connect(self.address, on_lost=self._on_lost)
-                lost_at, self._lost_at = self._lost_at, None
+                lost_at, self.lost_at = self.lost_at, None
                 if lost_at is not None and self._on_return is not None:
                     self._on_return(lost_at)
             return self._wire
 
     def _on_lost(self, wire: Wire) -> None:
-        if wire is self._wire and self._lost_at is None:
-            self._lost_at = asyncio.get_running_loop().time()
+        if wire is self._wire and self.lost_at is None:
+            self.lost_at = wire.received
 
     def close(self) -> None:
         if self._wire is not None:
@@ -110,8 +111,11 @@ class Redis:
         self._by_partition: list[Node] = []
         self.keyspace = [Keys(p) for p in range(partitions)]
         self._refreshing = asyncio.Lock()
-        #: Called when a node is reached again, with the time (of the loop) when it was lost.
+        #: Called when a node is reached again, or another one stands in for it, with the time (of the loop) when it was
+        #: last heard of.
         self.on_return: Callable[[float], None] | None = None
+        #: Waits until a generation that Redis may have lost is there again; False where there is nothing to wait for.
+        self.restored: Callable[[str], Awaitable[bool]] = _nothing_lost
 
     @classmethod
     async def open(cls, url: str, *, partitions: int | None = None, patience: float = PATIENCE) -> Redis:
@@ -182,6 +186,11 @@ class Redis:
             await self._refresh()
         else:
             self._by_partition = self._by_partition[:1] * number
+
+    @property
+    def lost_since(self) -> float | None:
+        """When the node was last heard of that has been away for longest; None where none is."""
+        return min((n.lost_at for n in self._nodes.values() if n.lost_at is not None), default=None)
 
     def _returned(self, lost_at: float) -> None:
         if self.on_return is not None:
@@ -310,7 +319,12 @@ class Redis:
             for where, node in self._nodes.items():
                 if where not in nodes:
                     node.close()
+            replaced = {
+                old.lost_at for old, new in zip(known, owners, strict=False) if old is not new and old.lost_at
+            }
             self._nodes, self._by_partition = nodes, owners
+            for lost_at in replaced:
+                self._returned(lost_at)
 
     async def _any_wire(self) -> Wire:
         for address in [self._address, *(n.address for n in self._nodes.values())]:
@@ -321,6 +335,10 @@ class Redis:
     async def channel_wire(self, node: Node, on_push: Push, on_lost: Callable[[Wire], None]) -> Wire:
         """A connection of its own to ``node``, for channels. Raises WireError."""
         return await Wire.connect(node.address, on_push=on_push, on_lost=on_lost)
+
+
+async def _nothing_lost(_generation: str) -> bool:
+    return False
 
 
 def _passes(error: hiredis.ReplyError) -> bool:

@@ -61,9 +61,16 @@ class Scripts:
         self.redis = redis
 
     async def accept(
-        self, record: Accepted, request: bytes, *, timeout_ms: int = 0, patience: float = PATIENCE
+        self,
+        record: Accepted,
+        request: bytes,
+        *,
+        timeout_ms: int = 0,
+        again: bool = False,
+        patience: float = PATIENCE,
     ) -> AcceptResult:
         """Take a completion in, with a generation of the same id; ``timeout_ms`` from now is its deadline, 0 is none.
+        ``again``: Redis had it, and lost it.
 
         Raises Unavailable, also when memory is full.
         """
@@ -82,13 +89,10 @@ class Scripts:
                     keys.deadlines,
                 ],
                 [
-                    record.id,
-                    record.queue,
-                    request,
-                    open_record(record),
-                    timeout_ms,
-                    token_hex(8),
+                    *(record.id, record.queue, request, open_record(record)),
+                    *(timeout_ms, token_hex(8)),
                     deadline_of(record.id, record.id) if record.cache == "miss" else record.id,
+                    int(again),
                 ],
                 patience=patience,
             )

@@ -103,6 +103,8 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._heard = 0.0
+        #: When something last came, by the loop's clock.
+        self.received = self._loop.time()
         self._resume: asyncio.Future[None] | None = None
         self.closed = False
 
@@ -239,7 +241,7 @@ class Wire(asyncio.Protocol):
             self._transport.set_write_buffer_limits(WRITE_HIGH_WATER)  # type: ignore[union-attr]
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
+        self._heard = self.received = self._loop.time()
         reader = self._reader
         reader.feed(data)
         while True:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from producers.submit import Work, decode_work
+from producers.work import Work, decode_work
 from schemas.codec import BadChunk, ChunkEncoder, dumps
 from schemas.errors import DeadlineExceeded, ProviderError, TailraceError
 from schemas.providers import Provider, Providers, Target

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import hiredis
@@ -62,6 +63,8 @@ LEADERS_SUSPECTS_MS = 2000
 LEAVE_SECONDS = 5.0
 #: After a failure, in seconds.
 FAILURE_PAUSE = 1.0
+#: How long a round waits for a partition whose node doesn't answer, in seconds.
+PARTITION_SECONDS = 1.0
 
 
 class Control:
@@ -93,6 +96,8 @@ class Control:
         self._begin = begin
         self._on_renewal = on_renewal
         self._led: set[int] = set()
+        self._under_way: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._errors: dict[str, BaseException] = {}
         self._recovering: set[str] = set()
         self._suspects: set[str] = set()
         self._nursery = Nursery()
@@ -176,6 +181,7 @@ class Control:
             )
         ]
         await self._stop.wait()
+        jobs += self._under_way.values()
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -206,12 +212,39 @@ class Control:
         for generation, fence in list(self._held.items()):
             by_partition.setdefault(self._redis.partition(generation), {})[generation] = fence
         lease_ms = int(self._settings.lease_seconds * 1000)
-        for partition, held in by_partition.items():
-            for generation, renewal in (
-                await self._scripts.renew(partition, held, lease_ms=lease_ms)
-            ).items():
+
+        async def renew(partition: int) -> None:
+            held = by_partition[partition]
+            renewed = await self._scripts.renew(partition, held, lease_ms=lease_ms)
+            for generation, renewal in renewed.items():
                 if renewal is not Renewal.OK:
                     self._on_renewal(generation, held[generation], renewal)
+
+        await self._each("renew", by_partition, renew)
+
+    async def _each(
+        self, what: str, partitions: Iterable[int], job: Callable[[int], Coroutine[Any, Any, None]]
+    ) -> None:
+        """A job for each partition, by itself: one whose node is away holds up no other. Where it is still under way it
+        is not begun again. Raises the first error since the last round."""
+        tasks: list[asyncio.Task[None]] = []
+        for partition in partitions:
+            if (what, partition) not in self._under_way:
+                task = asyncio.create_task(job(partition))
+                self._under_way[what, partition] = task
+                task.add_done_callback(functools.partial(self._over, what, partition))
+                tasks.append(task)
+        if tasks:
+            await asyncio.wait(tasks, timeout=PARTITION_SECONDS)
+        error = self._errors.pop(what, None)
+        if error is not None:
+            raise error
+
+    def _over(self, what: str, partition: int, task: asyncio.Task[None]) -> None:
+        self._under_way.pop((what, partition), None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._errors.setdefault(what, error)
 
     async def _recover(self) -> None:
         """Claim work that waits for another attempt straight into the loop of the streams."""
@@ -219,14 +252,17 @@ class Control:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._called.wait(), RECOVER_PAUSE)
         self._called.clear()
-        for keys in self._redis.keyspace:
-            room = self._slots + RECOVERIES - len(self._held.keys() | self._recovering)
-            if room <= 0:
-                break
-            waiting = await self._redis.command(keys.partition, "ZRANGE", keys.recovery, 0, room - 1)
-            for generation in waiting:
-                self._take_over(generation.decode())
+        await self._each("recover", range(self._redis.partitions), self._recover_from)
         await self._recover_suspects()
+
+    async def _recover_from(self, partition: int) -> None:
+        waiting = await self._redis.command(
+            partition, "ZRANGE", self._redis.keyspace[partition].recovery, 0, self._slots + RECOVERIES - 1
+        )
+        for generation in waiting:
+            if len(self._held.keys() | self._recovering) >= self._slots + RECOVERIES:
+                return
+            self._take_over(generation.decode())
 
     async def _recover_suspects(self) -> None:
         """Generations that may be what killed their workers get a process of their own."""
@@ -234,22 +270,22 @@ class Control:
             self._suspects.difference_update(self._nursery.finished())
             if not self._nursery.alive:
                 self._suspects.clear()
-        for keys in self._redis.keyspace:
-            if self._draining or len(self._suspects) >= SUSPECTS:
-                return
-            waiting = await self._redis.command(
-                keys.partition, "ZRANGE", keys.suspects, 0, SUSPECTS - 1, "WITHSCORES"
-            )
-            latest = float("inf")
-            if waiting and keys.partition not in self._led:
-                latest = await self._redis.now_ms(keys.partition) - LEADERS_SUSPECTS_MS
-            for member, since in waiting:
-                suspect = member.decode()
-                if suspect in self._suspects or float(since) > latest:
-                    continue
-                if len(self._suspects) < SUSPECTS:
-                    self._nursery.start(suspect)
-                    self._suspects.add(suspect)
+        await self._each("suspects", range(self._redis.partitions), self._recover_suspects_from)
+
+    async def _recover_suspects_from(self, partition: int) -> None:
+        waiting = await self._redis.command(
+            partition, "ZRANGE", self._redis.keyspace[partition].suspects, 0, SUSPECTS - 1, "WITHSCORES"
+        )
+        latest = float("inf")
+        if waiting and partition not in self._led:
+            latest = await self._redis.now_ms(partition) - LEADERS_SUSPECTS_MS
+        for member, since in waiting:
+            suspect = member.decode()
+            if suspect in self._suspects or float(since) > latest:
+                continue
+            if not self._draining and len(self._suspects) < SUSPECTS:
+                self._nursery.start(suspect)
+                self._suspects.add(suspect)
 
     def _take_over(self, generation: str) -> None:
         if generation in self._recovering:
@@ -262,35 +298,35 @@ class Control:
         self._begin(wake_up(generation, Queue.INTERACTIVE.value, 0), ended)
 
     async def _lead(self) -> None:
-        for partition in range(self._redis.partitions):
+        async def lead(partition: int) -> None:
             if await self._ledger.lead(partition, self._rank, self._calm):
                 self._led.add(partition)
             elif partition in self._led:
                 self._led.discard(partition)
                 self._reconciler.forget(partition)
 
+        await self._each("lead", range(self._redis.partitions), lead)
+
     async def _drain(self) -> None:
-        for partition in list(self._led):
+        async def drain(partition: int) -> None:
             while await self._ledger.drain(partition) == BATCH:
                 pass
 
+        await self._each("drain", list(self._led), drain)
+
     async def _reap(self) -> None:
-        for partition in list(self._led):
-            await self._reaper.reap(partition)
+        await self._each("reap", list(self._led), self._reaper.reap)
 
     async def _expire(self) -> None:
-        for partition in list(self._led):
-            await self._reaper.expire(partition)
+        await self._each("expire", list(self._led), self._reaper.expire)
 
     async def _dispatch(self) -> None:
-        for partition in list(self._led):
-            await self._reconciler.dispatch(partition)
+        await self._each("dispatch", list(self._led), self._reconciler.dispatch)
         if self._dealer is not None:
             await self._dealer.deal(list(self._led))
 
     async def _messages(self) -> None:
-        for partition in list(self._led):
-            await self._reconciler.messages(partition)
+        await self._each("messages", list(self._led), self._reconciler.messages)
 
     async def _compare(self) -> None:
         if 0 in self._led:

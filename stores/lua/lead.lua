@@ -8,9 +8,9 @@
 -- use clock
 local lock, rank, heard = KEYS[1], KEYS[2], KEYS[3]
 local now = clock()
-local at = redis.call('HGET', heard, 'at')
+local h = redis.call('HMGET', heard, 'at', 'since')
 redis.call('HSET', heard, 'at', now)
-if not at or now - at > tonumber(ARGV[4]) then
+if not h[1] or now - h[1] > tonumber(ARGV[4]) or tonumber(h[2] or now) > now then  -- or the clock went back
   redis.call('HSET', heard, 'since', now)
 end
 redis.call('PEXPIRE', heard, 3600000)

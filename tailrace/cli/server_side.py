@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,8 +22,9 @@ T = TypeVar("T")
 
 #: What ``connection.json`` says in place of settings that are not in the environment.
 _SETTINGS = ("redis_url", "broker_url", "database_url")
-#: How long Redis may take to answer the first time, in seconds.
-PATIENCE = 3.0
+#: How long Redis may take to answer the first time, in seconds, and how often it is asked: on a machine with much to do
+#: the command itself is slow.
+PATIENCE, TRIES = 3.0, 3
 
 
 def database_url(home: Path | None) -> str:
@@ -107,6 +108,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def open_redis(settings: Settings) -> Redis:
+    from schemas.errors import Unavailable
     from stores.redis import Redis
 
+    for _ in range(TRIES - 1):
+        with suppress(Unavailable):
+            return await Redis.open(settings.redis_url, partitions=settings.partitions, patience=PATIENCE)
     return await Redis.open(settings.redis_url, partitions=settings.partitions, patience=PATIENCE)

@@ -165,21 +165,37 @@ def test_a_stream_that_can_wait_no_longer_says_how_to_resume(mortal: Stack, impa
             assert rest.last.event == "done"
 
 
-def test_what_redis_forgets_is_accepted_again() -> None:
-    """Here it forgets all. Nobody is told that there is no such completion, and each one is finished once."""
+def silent_for_long(stack: Stack) -> None:
+    """As a host that loses its power: nobody is told that the connection is gone."""
+    stack.valkey.pause()
+    time.sleep(REPLY_TIMEOUT + 1)
+    killed(stack)
+
+
+@pytest.mark.parametrize("lost", [killed, silent_for_long])
+def test_what_redis_forgets_is_accepted_again(lost: Callable[[Stack], None]) -> None:
+    """Here it forgets all. Nobody is told that there is no such completion, each one is finished once, and who has read
+    of the one that was lost is told that it starts again."""
+    old, new = [f"old{i} " for i in range(200)], [f"new{i} " for i in range(20)]
+    orders = [{"pieces": old, "interval_ms": 100}, {"pieces": new, "interval_ms": 20}]
     with Stack() as stack, stack.api() as api:
-        running = [api.background(fake={"chunks": 60, "interval_ms": 50}) for _ in range(4)]
-        key = {"Idempotency-Key": "once"}
+        headers = {"Idempotency-Key": "once", "Prefer": "respond-async"}
         body = asking(fake={"chunks": 5, "first_delay_ms": 1000})
-        keyed = api.post(CHAT, content=dump(body), headers={**key, "Prefer": "respond-async"}).json()["id"]
-        killed(stack)
-        for completion_id in (*running, keyed):
-            assert api.get(f"{CHAT}/{completion_id}").status_code == 200
-        again = api.post(CHAT, content=dump(body), headers={**key, "Prefer": "respond-async"})
-        assert again.json()["id"] == keyed
-        rows = stack.settled(*running, keyed)
-        assert [row.status for row in rows] == ["completed"] * 5
-        assert [api.follow(completion_id).text for completion_id in running] == [ordered(60)] * 4
+        with api.events(asking(temperature=1, fake=orders)) as stream:
+            frames = stream.next(4)
+            keyed = api.post(CHAT, content=dump(body), headers=headers).json()["id"]
+            lost(stack)
+            assert api.get(f"{CHAT}/{keyed}").status_code == 200
+            assert api.post(CHAT, content=dump(body), headers=headers).json()["id"] == keyed
+            frames += stream.rest()
+        assert frames[-1].event == "error"
+        assert frames[-1].data.startswith("restarted: ")
+        assert "".join(old).startswith(text_of(frame.data for frame in frames))
+        rows = stack.settled(stream.id, keyed)
+        assert [row.status for row in rows] == ["completed"] * 2
+        whole = api.follow(stream.id)
+        assert whole.text == "".join(new)
+        assert min(whole.chunks) > len(old)  # no index is used again
         assert not stack.balanced()
 
 
