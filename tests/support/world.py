@@ -315,7 +315,8 @@ class World:
         answer = self.do(call)
         if not life.held_by(hand.fence):
             same = life.fence.partition(":")[2] == hand.fence.partition(":")[2]
-            assert answer is (Left.REPEATED if same and life.state is State.PARKED else Left.STALE)
+            waits = (same and life.state is State.PARKED) or (not life.ended and life.named(hand.fence))
+            assert answer is (Left.REPEATED if waits else Left.STALE)
         elif life.cancel:
             assert answer is Left.CANCEL_ASKED
         elif life.takes(hand.next, 0) == "gap":
