@@ -9,7 +9,7 @@ import pytest
 
 from schemas.keys import Keys
 from stores.sql import writing
-from tests.support.api import CHAT, Api, anybody, asking, error_of, ordered, text_of
+from tests.support.api import CHAT, Api, asking, error_of, ordered, text_of
 from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -41,14 +41,7 @@ def ballast(narrow_stack: Stack) -> Iterator[None]:
     finally:
         redis.delete(BALLAST)
         redis.config_set("maxmemory", 0)
-        wait_until(lambda: admission(narrow_stack) == "open", what="open admission")
-
-
-def admission(stack: Stack) -> str:
-    with anybody(stack.url) as client:
-        answer = client.get("/readyz")
-        assert answer.status_code == 200, answer.text
-        return answer.json()["parts"]["admission"]
+        wait_until(lambda: narrow_stack.admission() == "open", what="open admission")
 
 
 def refused(answer: httpx.Response, why: str) -> None:
@@ -79,8 +72,8 @@ def test_near_the_memory_limit(narrow_stack: Stack, request: pytest.FixtureReque
         with api.events(asking("running", fake={"chunks": 200, "interval_ms": 10})) as stream:
             frames = stream.next(3)
             request.getfixturevalue("ballast")
-            wait_until(lambda: admission(stack) != "open", what="closed admission")
-            assert "memory" in admission(stack)
+            wait_until(lambda: stack.admission() != "open", what="closed admission")
+            assert "memory" in stack.admission()
             nothing_new(api, "memory")
             assert api.follow(done.id, after=4).frames == done.frames[5:]
             resumed = api.seed("before", headers={"x-last-chunk-index": "-1"})
@@ -91,10 +84,10 @@ def test_near_the_memory_limit(narrow_stack: Stack, request: pytest.FixtureReque
             frames += stream.rest()
         assert text_of([f.data for f in frames]) == ordered(200)
         stack.settled(stream.id, endless)
-        assert admission(stack) != "open"
+        assert stack.admission() != "open"
         stack.redis.delete(BALLAST)
         wait_until(lambda: api.plain("after").status_code == 200, what="open admission")
-        assert admission(stack) == "open"
+        assert stack.admission() == "open"
 
 
 def test_a_gateway_that_starts_full_is_closed_from_its_first_request(

@@ -405,6 +405,13 @@ class Stack:
 
     # ------------------------------------------------------------------------------------------------ the books
 
+    def admission(self) -> str:
+        """``open``, or why new work is refused."""
+        with anybody(self.url) as client:
+            answer = client.get("/readyz")
+            assert answer.status_code == 200, answer.text
+            return answer.json()["parts"]["admission"]
+
     def balanced(self) -> list[str]:
         """What is not as it must be once all work is done: each completion ended, and recorded once; no key left."""
         keys = Keys(0)

@@ -128,6 +128,7 @@ def test_memory_that_runs_out(patient: Stack, settings: dict[str, str], share: f
     finally:
         redis.delete("ballast")
         redis.config_set("maxmemory", 512 * MEGABYTE)
+        wait_until(lambda: patient.admission() == "open", what="open admission")
 
 
 def test_work_that_is_stuck(patient: Stack, settings: dict[str, str]) -> None:

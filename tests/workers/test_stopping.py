@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.api import asking, ordered, text_of
-from tests.support.stack import Stack
+from tests.support.stack import ROOT, Stack
 from tests.support.valkey import wait_until
 
 #: The most that a worker may take, in seconds: 4 for its streams, and some for a busy machine.
@@ -119,3 +121,14 @@ def test_workers_that_come_and_go_lose_no_message(stack: Stack) -> None:
         assert {row.status.value for row in stack.settled(*accepted)} == {"completed"}
     finally:
         stop(stack, "last")
+
+
+def test_a_worker_that_can_not_stop_is_ended() -> None:
+    """Whatever its threads wait for; they are told, so that somebody can find out."""
+    code = (
+        "import threading; from workers.steps import end_within; end_within(0.3); threading.Event().wait(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert "not stopped within 0.3 s" in done.stderr
+    assert "most recent call first" in done.stderr
