@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -197,4 +198,107 @@ cache = Table(
     Index(None, "tenant", "created_ms"),
     Index(None, "generation_id"),
     Index(None, "expires_ms"),
+)
+
+#: Files of users and of batches; the bytes are in the storage, under ``id``.
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),  # file-<32 hex>
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("purpose", Text, nullable=False),  # batch, evals, user_data, batch_output
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Index(None, "tenant", "created_ms", "id"),
+)
+
+#: Batches. ``token`` has a job of the batch itself, validating or finalizing, until ``until_ms``. Why a batch stops
+#: before its last row is ``stopped``: cancelled, expired or errors. Counts are final once it is over.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),  # batch_<32 hex>
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("end_user", Text),
+    Column("endpoint", Text, nullable=False),
+    Column("input_file_id", Text, nullable=False),
+    Column("output_file_id", Text),
+    Column("error_file_id", Text),
+    Column("status", Text, nullable=False),
+    Column("stopped", Text),
+    Column("completion_window", Text, nullable=False),
+    Column("metadata", Json),
+    Column("model", Text),  # of all rows, where it is the same one
+    Column("max_concurrency", Integer, nullable=False),
+    Column("max_error_rate", Float, nullable=False),
+    Column("retry_of", Text),
+    Column("errors", Json),  # [{code, message, param, line}]
+    Column("total", BigInteger, nullable=False),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("in_progress_ms", BigInteger),
+    Column("cancelling_ms", BigInteger),
+    Column("finalizing_ms", BigInteger),
+    Column("ended_ms", BigInteger),
+    Column("token", Text),
+    Column("until_ms", BigInteger),
+    Index(None, "tenant", "created_ms", "id"),
+    Index(
+        "ix_batches_open",
+        "id",
+        sqlite_where=text("ended_ms IS NULL"),
+        postgresql_where=text("ended_ms IS NULL"),
+    ),
+)
+
+#: The rows of a batch, in the order of its file. ``body`` is the request as JSON, without what is said beside it;
+#: ``cache_control`` and ``sample`` are of the row's ``headers``.
+batch_rows = Table(
+    "batch_rows",
+    metadata,
+    Column("batch_id", Text, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("n", BigInteger, primary_key=True, autoincrement=False),  # from 0
+    Column("line", BigInteger, nullable=False),  # from 1
+    Column("custom_id", Text, nullable=False),
+    Column("completion_id", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("end_user", Text),
+    Column("sample", BigInteger),
+    Column("cache_control", Text),
+    Column("body", LargeBinary, nullable=False),
+)
+
+#: Ranges of rows, ``first`` up to but not including ``beyond``. ``provider`` is that of its rows, or several with
+#: commas. ``state``: ready; dealt, to ``token`` until ``until_ms``, with ``concurrency`` rows at once; done, and then
+#: its counts are final.
+batch_slices = Table(
+    "batch_slices",
+    metadata,
+    Column("batch_id", Text, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("beyond", BigInteger, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("token", Text),
+    Column("until_ms", BigInteger),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger),
+    Index(None, "batch_id", "state", "first"),
 )

@@ -1,0 +1,46 @@
+"""What batches and their rows are called, and the shapes that more than one room needs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+#: Rows of a slice.
+SLICE_ROWS = 100
+#: Celery's tasks for a batch; each has one argument, a ``Job``.
+VALIDATE, SLICE, FINALIZE = "tailrace.validate", "tailrace.slice", "tailrace.finalize"
+
+
+class BatchStatus(StrEnum):
+    """As OpenAI has them."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+class SliceState(StrEnum):
+    READY = "ready"
+    DEALT = "dealt"
+    DONE = "done"
+
+
+class Stopped(StrEnum):
+    """Why a batch ends before its last row was asked."""
+
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    ERRORS = "errors"
+
+
+class RowError(StrEnum):
+    """Codes of rows that have no answer."""
+
+    EXPIRED = "batch_expired"
+    CANCELLED = "batch_cancelled"
+    TIMEOUT = "request_timeout"
+    STOPPED = "batch_stopped"
