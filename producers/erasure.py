@@ -88,7 +88,8 @@ class Erasure:
         Raises ConfigurationError, before anything is done, where its files are in another storage."""
         if await asyncio.to_thread(self._files.are_elsewhere, self._storage, tenant):
             raise ConfigurationError(
-                "The tenant's files are not where TAILRACE_FILES and TAILRACE_HOME say: run this with those of the gateway."
+                "The tenant's files are not where TAILRACE_FILES and TAILRACE_HOME say: "
+                "run this with those of the gateway."
             )
         erased = Erased()
         keys = await asyncio.to_thread(self._revoke, tenant)
