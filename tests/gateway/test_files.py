@@ -17,7 +17,7 @@ from sqlalchemy import insert, update
 from schemas.ids import new_batch_id
 from schemas.tables import batches, files
 from stores.sql import writing
-from tests.support.api import Api, error_of, named
+from tests.support.api import Api, encoded, error_of, named
 from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -33,7 +33,7 @@ def upload(
     *,
     filename: str = "input.jsonl",
     url: str = FILES,
-    headers: dict[str, bytes] | None = None,
+    headers: list[tuple[bytes, bytes]] | None = None,
     **fields: str,
 ) -> httpx.Response:
     form = {"purpose": "batch", **fields}
@@ -489,7 +489,7 @@ class TestWhose:
 
     def test_an_end_user_sees_his_own(self, each_api: Api) -> None:
         """And a request without X-On-Behalf-Of all of the tenant's."""
-        api, ann, bob = each_api, named("ann"), named("bob")
+        api, ann, bob = each_api, encoded(named("ann")), encoded(named("bob"))
         hers, his, ours = stored(api, headers=ann)["id"], stored(api, headers=bob)["id"], stored(api)["id"]
         assert listed(api) == [ours, his, hers]
         assert listed(api, headers=ann) == [hers]
