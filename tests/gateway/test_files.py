@@ -30,6 +30,7 @@ BOUNDARY = "xyz"
 def upload(
     api: httpx.Client,
     data: bytes = LINE,
+    /,
     *,
     filename: str = "input.jsonl",
     url: str = FILES,
@@ -40,7 +41,7 @@ def upload(
     return api.post(url, data=form, files={"file": (filename, data)}, headers=headers)
 
 
-def stored(api: httpx.Client, data: bytes = LINE, **more: Any) -> dict[str, Any]:
+def stored(api: httpx.Client, data: bytes = LINE, /, **more: Any) -> dict[str, Any]:
     answer = upload(api, data, **more)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -139,6 +140,10 @@ class TestUpload:
         assert api.delete(f"{FILES}/{file['id']}").status_code == 404
 
 
+def expiring(anchor: bytes, seconds: bytes) -> tuple[bytes, ...]:
+    return (PURPOSE, part("expires_after[anchor]", anchor), part("expires_after[seconds]", seconds), FILE)
+
+
 #: Parts → the field that is named, and what is said of it.
 WRONG: dict[str, tuple[tuple[bytes, ...], str | None, str]] = {
     "no parts": ((), "file", "'file' is missing"),
@@ -185,14 +190,6 @@ WRONG: dict[str, tuple[tuple[bytes, ...], str | None, str]] = {
         "expires_after[anchor]",
         "missing",
     ),
-}
-
-
-def expiring(anchor: bytes, seconds: bytes) -> tuple[bytes, ...]:
-    return (PURPOSE, part("expires_after[anchor]", anchor), part("expires_after[seconds]", seconds), FILE)
-
-
-WRONG |= {
     "anchor": (expiring(b"last_active_at", b"3600"), "expires_after[anchor]", "must be 'created_at'"),
     "too soon": (expiring(b"created_at", b"3599"), "expires_after[seconds]", "at least 3600"),
     "too late": (expiring(b"created_at", b"2592001"), "expires_after[seconds]", "at most 2592000"),
