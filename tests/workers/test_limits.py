@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-import httpx
 import pytest
 
-from producers.catalog import Catalog
-from producers.publish import make_publisher
-from producers.submit import Caller, Submitter
-from schemas.request import parse_request
-from schemas.settings import Settings
-from schemas.states import Queue
-from stores.config import read_providers
-from stores.redis import Redis
-from tests.support.api import asking, dump
+from tests.support.api import asking
+from tests.support.bulk import submitted
 from tests.support.calls import most_at_once, most_in_window
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -87,25 +77,6 @@ def test_no_window_has_more_tokens_than_the_limit(limited: Stack) -> None:
     calls = limited.backend.completions
     assert len(calls) == 12
     assert 2 <= most_in_window(calls, WINDOW) * 20 <= 100
-
-
-def submitted(stack: Stack, body: dict[str, Any]) -> str:
-    """A completion of a batch: its id."""
-
-    async def submit() -> str:
-        settings = Settings(redis_url=stack.valkey.url, providers=stack.folder / "providers.toml")
-        redis = await Redis.open(settings.redis_url)
-        publisher = make_publisher(settings)
-        async with httpx.AsyncClient() as http:
-            catalog = Catalog(read_providers(settings), http)
-            submitter = Submitter(redis, catalog, publisher, stack.books)
-            request = parse_request(dump(body))
-            accepted = await submitter.submit(request, Caller("bulk", "key_bulk"), queue=Queue.BULK)
-        await publisher.close()
-        redis.close()
-        return accepted.id
-
-    return asyncio.run(submit())
 
 
 def test_bulk_leaves_interactive_work_its_share(limited: Stack) -> None:
