@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.api import asking
+from tests.support.api import anybody, asking
 from tests.support.bulk import submitted
 from tests.support.calls import most_at_once, most_in_window
 from tests.support.stack import Stack
@@ -109,7 +110,7 @@ def test_a_provider_that_refuses_is_left_alone_for_as_long_as_it_asks(limited: S
     assert min(call.at for call in limited.backend.completions[1:]) - refused.at >= 2
 
 
-def test_the_doctor_tells_of_limits(limited: Stack) -> None:
+def test_doctor_and_metrics_tell_of_limits(limited: Stack) -> None:
     """Each provider with limits, and how far one that refused is slowed."""
     limited.backend.reset()
     limited.backend.script({"status": 503, "error": {"message": "overloaded"}})
@@ -125,6 +126,17 @@ def test_the_doctor_tells_of_limits(limited: Stack) -> None:
     assert "slowed to" in found["limits adaptive"]["found"]
     assert found["limits adaptive"]["status"] == "warn"
     assert "limits fake" not in found
+    with anybody(limited.url) as client:
+        text = client.get("/metrics").text
+    samples = {
+        (sample.name, sample.labels["provider"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "provider" in sample.labels
+    }
+    assert 0 < samples["tailrace_provider_slowed_to", "adaptive"] < 1
+    assert samples["tailrace_provider_slowed_to", "narrow"] == 1
+    assert ("tailrace_provider_slowed_to", "fake") not in samples
 
 
 def test_no_window_has_more_calls_than_the_limit(limited: Stack) -> None:
