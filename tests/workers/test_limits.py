@@ -84,8 +84,8 @@ def test_bulk_leaves_interactive_work_its_share(limited: Stack) -> None:
     """Interactive work begins at once while bulk has all that it may have, and much of it waits."""
     limited.backend.reset()
     with limited.api() as api:
-        fake = {"chunks": 100, "interval_ms": 20}
-        bulk = [submitted(limited, asking(f"bulk {n}", model="shared:fake", fake=fake)) for n in range(6)]
+        fake = {"chunks": 100, "interval_ms": 60}
+        bulk = [submitted(limited, asking(f"bulk {n}", model="shared:fake", fake=fake)) for n in range(4)]
         limited.backend.wait_for(2)
         assert api.plain("now", model="shared:fake").status_code == 200
         asked = [call.body["messages"][-1]["content"] for call in limited.backend.completions]
