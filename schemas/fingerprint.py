@@ -58,8 +58,13 @@ def _integral(value: Any) -> Any:
     """``value`` with its integral floats made integers."""
     if type(value) is float:
         return int(value) if value.is_integer() else value
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
-        return {key: _integral(item) for key, item in cast("dict[Any, Any]", value).items()}
+        return {
+            key: item if type(item) is str else _integral(item)
+            for key, item in cast("dict[Any, Any]", value).items()
+        }
     if isinstance(value, list | tuple):
         return [_integral(item) for item in cast("list[Any]", value)]
     return value
