@@ -225,9 +225,10 @@ class Batches:
 
     def failed(self, id: str, token: str, *, errors: list[dict[str, Any]], now_ms: int) -> None:
         """The input can't be used: nothing is sent, and no rows stay."""
+        told = [{k: storable(v) if isinstance(v, str) else v for k, v in e.items()} for e in errors]
         changes = {
             "status": BatchStatus.FAILED.value,
-            "errors": errors,
+            "errors": told,
             "ended_ms": now_ms,
             "token": None,
             "until_ms": None,
@@ -243,13 +244,15 @@ class Batches:
                 if not _drop(connection, id):
                     return
 
-    def drop_unused_rows(self) -> int:
-        """Rows of batches that ended before they began, whose validation was cancelled or died; how many there were."""
+    def drop_unused_rows(self, id: str | None = None) -> int:
+        """Rows of batches that ended before they began, because they were cancelled; how many there were."""
         unused = (
             select(_b.id)
             .where(_b.ended_ms.is_not(None), _b.in_progress_ms.is_(None))
             .where(exists().where(_r.batch_id == _b.id))
         )
+        if id is not None:
+            unused = unused.where(_b.id == id)
         with reading(self.engine) as connection:
             ids = [*connection.scalars(unused)]
         dropped = 0
