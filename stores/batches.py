@@ -254,12 +254,12 @@ class Batches:
         if id is not None:
             unused = unused.where(_b.id == id)
         with reading(self.engine) as connection:
-            ids = [*connection.scalars(unused)]
+            ended = [*connection.scalars(unused)]
         dropped = 0
-        for id in ids:
+        for batch in ended:
             while True:
                 with writing(self.engine) as connection:
-                    count = _drop(connection, id)
+                    count = _drop(connection, batch)
                 dropped += count
                 if not count:
                     break
