@@ -20,12 +20,14 @@ from stores.apikeys import KeyRing
 from stores.books import Books
 from stores.cache import Cache, CacheLimits
 from stores.config import read_providers
+from stores.files import Files
 from stores.flights import Flights
 from stores.keylimits import KeyLimits
 from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.sql import make_engine
+from stores.storage import Storage, open_storage
 from stores.usage import UsageReports
 
 #: The longest statement of a request, in seconds.
@@ -33,6 +35,8 @@ STATEMENT_SECONDS = 5.0
 #: Threads for what waits for the database, more than it has connections: while it is silent each of them waits for some
 #: seconds, and a request that needs nothing but a key must find one.
 THREADS = 64
+#: Threads for the bytes of files, which may wait for a slow storage.
+FILE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Context:
     books: Books
     usage: UsageReports
     cache: Cache
+    files: Files
+    storage: Storage
+    file_threads: ThreadPoolExecutor
     flights: Flights
     keys: KeyRing
     catalog: Catalog
@@ -61,6 +68,7 @@ class Context:
         await self.followers.close()
         await self.http.aclose()
         await self.publisher.close()
+        self.file_threads.shutdown(wait=False)
         self.redis.close()
         self.engine.dispose()
 
@@ -68,6 +76,8 @@ class Context:
 async def open_context(settings: Settings) -> Context:
     """Raises ConfigurationError and Unavailable: each with one line that says what to change."""
     providers = read_providers(settings)
+    storage = open_storage(settings)
+    storage.prepare()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "gateway"))
     engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
     check_schema(engine)
@@ -87,6 +97,9 @@ async def open_context(settings: Settings) -> Context:
         books=books,
         usage=UsageReports(engine),
         cache=Cache(engine),
+        files=Files(engine),
+        storage=storage,
+        file_threads=ThreadPoolExecutor(FILE_THREADS, "files"),
         flights=Flights(redis),
         keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,

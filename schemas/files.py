@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-#: The seconds that ``expires_after`` may say, from an hour to 30 days.
-SHORTEST_LIFE, LONGEST_LIFE = 3600, 30 * 24 * 3600
-
 
 class Purpose(StrEnum):
     """As OpenAI has them. The last is the server's own."""
@@ -19,3 +16,5 @@ class Purpose(StrEnum):
 
 #: Those that an upload may say.
 UPLOADABLE = (Purpose.BATCH, Purpose.EVALS, Purpose.USER_DATA)
+#: The seconds that ``expires_after`` may say, from an hour to 30 days.
+SHORTEST_LIFE, LONGEST_LIFE = 3600, 30 * 24 * 3600

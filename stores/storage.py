@@ -221,7 +221,8 @@ class _Upload(io.RawIOBase):
 
     def write(self, data: Buffer, /) -> int:
         with self._failing():
-            return self._upload.write(data)
+            # A copy: it keeps what it is given until that is sent, and the buffer in front of it is used again.
+            return self._upload.write(bytes(data))
 
 
 class _Download(io.RawIOBase):
