@@ -17,11 +17,6 @@ def new_completion_id() -> str:
     return f"chatcmpl-{uuid_utils.uuid7().hex}"
 
 
-def new_batch_id() -> str:
-    """``batch_`` and the hex digits of a UUIDv7."""
-    return f"batch_{uuid_utils.uuid7().hex}"
-
-
 def is_completion_id(text: str) -> bool:
     return _COMPLETION_ID.fullmatch(text) is not None
 

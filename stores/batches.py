@@ -6,7 +6,7 @@ writes nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    bindparam,
     delete,
     exists,
     func,
@@ -25,17 +26,24 @@ from sqlalchemy import (
     update,
 )
 
-from schemas.batches import BatchStatus, SliceState, Stopped
-from schemas.errors import Conflict
+from schemas.batches import BatchStatus, RowError, SliceState, Stopped
+from schemas.errors import Conflict, DeadlineExceeded
 from schemas.states import State
-from schemas.tables import batch_rows, batch_slices, batches, usage
+from schemas.tables import batch_rows, batch_slices, batches, completions, generations, usage
 from stores.rows import storable
 from stores.sql import insert_new, reading, writing
 
-#: Rows that one transaction drops.
-DROP_ROWS = 20_000
+#: Rows that one transaction drops, and rows of a page.
+DROP_ROWS, PAGE_ROWS = 20_000, 1000
 
 _b, _r, _s, _u = batches.c, batch_rows.c, batch_slices.c, usage.c
+_c, _g = completions.c, generations.c
+
+_STOPPED = {
+    Stopped.CANCELLED: RowError.CANCELLED,
+    Stopped.EXPIRED: RowError.EXPIRED,
+    Stopped.ERRORS: RowError.STOPPED,
+}
 
 #: What slices and batches both count, but for what it cost.
 TOKENS = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens")
@@ -185,6 +193,29 @@ class Batches:
             connection.execute(update(batches).where(_b.id == id).values(changes))
             return msgspec.structs.replace(row, **changes)
 
+    def failed_rows(self, batch: BatchRow, codes: Sequence[str] | None = None) -> Generator[list[Row]]:
+        """The rows without an answer, in pages: those with one of the error codes, or all."""
+        names = Row.__struct_fields__
+        statement = (
+            select(*(_r[name] for name in names), _u.status, _c.tail, _g.failure)
+            .outerjoin_from(batch_rows, usage, _u.completion_id == _r.completion_id)
+            .outerjoin(completions, _c.id == _r.completion_id)
+            .outerjoin(generations, _g.id == _c.generation_id)
+            .where(_r.batch_id == batch.id, _r.n >= bindparam("first"), _r.n < bindparam("beyond"))
+            .where(func.coalesce(_u.status, "") != State.COMPLETED.value)
+            .order_by(_r.n)
+        )
+        for first in range(0, batch.total, PAGE_ROWS):
+            with reading(self.engine) as connection:
+                found = connection.execute(statement, {"first": first, "beyond": first + PAGE_ROWS}).all()
+            rows = [
+                Row(*row[: len(names)])
+                for row in found
+                if codes is None or not _codes(batch, row.status, row.tail, row.failure).isdisjoint(codes)
+            ]
+            if rows:
+                yield rows
+
     # Validation. Each raises Lost where the token is no longer that of a batch to validate.
 
     def begin_validation(self, id: str, token: str) -> BatchRow:
@@ -272,6 +303,17 @@ def _one(connection: Connection, id: str, *, lock: bool = False) -> BatchRow | N
         statement = statement.with_for_update()
     row = connection.execute(statement).mappings().one_or_none()
     return None if row is None else BatchRow(**row)
+
+
+def _codes(batch: BatchRow, status: str | None, tail: int | None, failure: dict[str, Any] | None) -> set[str]:
+    """What a row without an answer may be said to have failed with."""
+    if status == State.FAILED:
+        if tail is not None or failure is None:
+            return {RowError.TIMEOUT, DeadlineExceeded.code}
+        timeout = {RowError.TIMEOUT.value} if failure["code"] == DeadlineExceeded.code else set[str]()
+        return {failure["code"], *timeout}
+    why = Stopped(batch.stopped) if batch.stopped is not None else Stopped.CANCELLED
+    return {_STOPPED[why]}
 
 
 def _own(connection: Connection, id: str, token: str) -> None:
