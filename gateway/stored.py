@@ -14,10 +14,11 @@ from consumers.lookup import Completion, from_books
 from gateway import leaving
 from gateway.caller import authenticate, identify, owned, reader_of
 from gateway.completions import completion_headers, status_body
-from gateway.http import Call, Reply, integer
+from gateway.http import Call, Reply
 from gateway.streaming import EventStream, SeedFraming
 from producers.submit import Caller
 from schemas.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from schemas.headers import integer
 from schemas.ids import is_completion_id
 from schemas.request import validate_metadata
 from schemas.states import PUBLIC_STATUSES, State

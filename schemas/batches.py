@@ -48,3 +48,17 @@ class RowError(StrEnum):
     TIMEOUT = "request_timeout"
     STOPPED = "batch_stopped"
     DELETED = "answer_deleted"
+
+
+#: What a batch may ask for, under either of our paths.
+ENDPOINTS = ("/v1/chat/completions", "/api/v1/llm/chat/completions")
+#: Rows under way at once, where ``max_concurrency`` is not sent, and the most of it.
+DEFAULT_CONCURRENCY, MAX_CONCURRENCY = 1000, 100_000
+#: The part of failed rows that stops a batch, where ``max_error_rate`` is not sent.
+DEFAULT_ERROR_RATE = 0.5
+#: The longest ``completion_window``, in hours.
+MAX_WINDOW_HOURS = 365 * 24
+#: Characters of a ``custom_id``.
+MAX_CUSTOM_ID = 512
+#: Bad lines that a batch's ``errors`` tell of.
+MAX_ERRORS = 1000
