@@ -6,6 +6,9 @@ from enum import StrEnum
 
 #: Rows of a slice.
 SLICE_ROWS = 100
+#: How long whoever was dealt a job of a batch, or a slice, is believed to be at it unless it is heard of, in
+#: milliseconds.
+JOB_LEASE_MS = 15_000
 #: Celery's tasks for a batch; each has one argument, a ``Job``.
 VALIDATE, SLICE, FINALIZE = "tailrace.validate", "tailrace.slice", "tailrace.finalize"
 
@@ -44,6 +47,7 @@ class RowError(StrEnum):
     CANCELLED = "batch_cancelled"
     TIMEOUT = "request_timeout"
     STOPPED = "batch_stopped"
+    DELETED = "answer_deleted"
 
 
 #: What a batch may ask for, under either of our paths.

@@ -1,7 +1,7 @@
 """The Celery app: ``celery -A workers.app worker``.
 
-Celery carries dispatch, routing, scaling and Flower's view. A task lasts as long as its generation streams, or the rows of
-its slice do; the bytes flow on the process's own asyncio loop (``workers/runtime.py``).
+Celery carries dispatch, routing, scaling and Flower's view. A task lasts as long as its generation streams, or the
+rows of its slice do; the bytes flow on the process's own asyncio loop (``workers/runtime.py``).
 """
 
 from __future__ import annotations
