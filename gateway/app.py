@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import batches, cached, completions, files, models, operations, stored, usage
+from gateway import batch_results, batches, cached, completions, files, models, operations, stored, usage
 from gateway.context import open_context
 from gateway.http import Call, Endpoint, error_reply
 from schemas.codec import dumps
@@ -94,6 +94,8 @@ def _api(prefix: str) -> list[Route]:
         Route(f"{prefix}/batches", Endpoint(POST=batches.create, GET=batches.listing)),
         Route(f"{prefix}/batches/estimate", Endpoint(POST=batches.estimate)),
         Route(f"{prefix}/batches/{{id}}", Endpoint(GET=batches.retrieve)),
+        Route(f"{prefix}/batches/{{id}}/results", Endpoint(GET=batch_results.results)),
+        Route(f"{prefix}/batches/{{id}}/failures", Endpoint(GET=batch_results.failures)),
         Route(f"{prefix}/batches/{{id}}/cancel", Endpoint(POST=batches.cancel)),
         Route(f"{prefix}/batches/{{id}}/retry", Endpoint(POST=batches.retry)),
         Route(f"{prefix}/models", Endpoint(GET=models.listing)),

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from consumers.follow import Follow, collect, failure_of, renderer_for
 from consumers.lookup import Completion, from_result
+from consumers.present import status_body
 from consumers.reader import LogReader
 from gateway.caller import authenticate, caller_with, named, owned
 from gateway.http import Accepted, Call, Headers, Reply
@@ -234,21 +235,3 @@ def follow_headers(follow: Follow) -> Headers:
     if follow.age is not None:
         headers["age"] = str(follow.age)
     return headers
-
-
-def status_body(completion: Completion) -> dict[str, Any]:
-    """A completion without its answer: while it runs, and where there is none."""
-    body: dict[str, Any] = {
-        "id": completion.id,
-        "object": "chat.completion",
-        "created": completion.created,
-        "model": completion.model,
-        "resolved_model": completion.resolved_model,
-        "resolved_provider": completion.provider,
-        "status": completion.state.public,
-        "choices": [],
-        "metadata": completion.metadata,
-    }
-    if completion.failure is not None:
-        body |= GenerationFailed(completion.failure).body()
-    return body

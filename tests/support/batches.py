@@ -13,8 +13,10 @@ from sqlalchemy import Engine, func, select
 from schemas.batches import SLICE_ROWS
 from schemas.fingerprint import fingerprint
 from schemas.ids import new_completion_id
+from schemas.settings import Settings
 from schemas.tables import batch_rows, batch_slices, batches, completions, usage
 from stores.sql import insert_new, writing
+from stores.storage import open_storage
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
@@ -37,23 +39,37 @@ def put_batch(
     """A batch in progress; row ``n`` has the custom id ``row-<n>`` and asks ``bodies[n]``. Its id."""
     id = f"batch_{uuid_utils.uuid7().hex}"
     now = time.time_ns() // 1_000_000
-    zeros = dict.fromkeys(
-        (
-            *("completed", "failed", "prompt_tokens", "completion_tokens"),
-            *("reasoning_tokens", "cached_tokens"),
-        ),
-        0,
+    counts = (
+        "completed",
+        "failed",
+        "prompt_tokens",
+        "completion_tokens",
+        "reasoning_tokens",
+        "cached_tokens",
     )
+    zeros = dict.fromkeys(counts, 0)
     batch = {
-        **{"id": id, "tenant": tenant, "key_id": "key_test", "endpoint": "/v1/chat/completions"},
-        **{"input_file_id": "file-input", "status": "in_progress", "completion_window": "24h"},
-        **{"max_concurrency": max_concurrency, "max_error_rate": max_error_rate, "total": len(bodies)},
-        **{"created_ms": now, "expires_ms": now + window_ms, "in_progress_ms": now},
+        "id": id,
+        "tenant": tenant,
+        "key_id": "key_test",
+        "endpoint": "/v1/chat/completions",
+        "input_file_id": "file-input",
+        "status": "in_progress",
+        "completion_window": "24h",
+        "max_concurrency": max_concurrency,
+        "max_error_rate": max_error_rate,
+        "total": len(bodies),
+        "created_ms": now,
+        "expires_ms": now + window_ms,
+        "in_progress_ms": now,
         **zeros,
     }
     rows = [
         {
-            **{"batch_id": id, "n": n, "line": n + 1, "custom_id": f"row-{n}"},
+            "batch_id": id,
+            "n": n,
+            "line": n + 1,
+            "custom_id": f"row-{n}",
             "completion_id": new_completion_id(),
             "fingerprint": fingerprint(
                 tenant=tenant,
@@ -62,15 +78,22 @@ def put_batch(
                 params=dict(body),
                 sample=sample,
             ),
-            **{"end_user": None, "sample": sample, "cache_control": cache_control},
+            "end_user": None,
+            "sample": sample,
+            "cache_control": cache_control,
             "body": json.dumps(body).encode(),
         }
         for n, body in enumerate(bodies)
     ]
     slices = [
         {
-            **{"batch_id": id, "first": first, "beyond": min(first + slice_rows, len(bodies))},
-            **{"provider": provider, "state": "ready", "concurrency": 0, **zeros},
+            "batch_id": id,
+            "first": first,
+            "beyond": min(first + slice_rows, len(bodies)),
+            "provider": provider,
+            "state": "ready",
+            "concurrency": 0,
+            **zeros,
         }
         for first in range(0, len(bodies), slice_rows)
     ]
@@ -127,6 +150,14 @@ class Watched:
         """Wait until its files can be written; the batch."""
         wait_until(lambda: self.row.finalizing_ms is not None, seconds, f"end of all rows of {self.id}")
         return self.row
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of its output file or its error file; none where there is no file."""
+        file_id = self.row._mapping[f"{kind}_file_id"]
+        if file_id is None:
+            return []
+        with open_storage(Settings(home=self.stack.folder / "home")).read(file_id) as file:
+            return [json.loads(line) for line in file]
 
     def over(self, seconds: float = 120.0) -> Any:
         """Wait for its end; the batch."""

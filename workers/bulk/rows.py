@@ -29,9 +29,9 @@ _body_decoder = msgspec.json.Decoder(_Body)
 
 
 class Row:
-    """``queued``: its generation waits for a worker; ``parked``: for its time; ``streamed``: it has ended, and the books
-    are to learn of it; ``known``: it was accepted, by whomever; ``lost``: and Redis has nothing of it. ``since``: when
-    it was last heard of.
+    """``queued``: its generation waits for a worker; ``parked``: for its time; ``streamed``: it has ended, and the
+    books are to learn of it; ``known``: it was accepted, by whomever; ``lost``: and Redis has nothing of it. ``since``:
+    when it was last heard of.
     """
 
     __slots__ = ("asked", "body", "cancelled_at", "known", "lost", "parked", "policy", "queued", "running",
