@@ -37,6 +37,11 @@ def test_its_description_names_every_path_and_loads_nothing(stack: Stack) -> Non
         "/v1/chat/completions/{id}/cancel",
         "/v1/chat/completions/{id}/token",
         "/v1/cache",
+        "/v1/batches",
+        "/v1/batches/estimate",
+        "/v1/batches/{id}",
+        "/v1/batches/{id}/cancel",
+        "/v1/batches/{id}/retry",
         "/v1/models",
     ):
         assert path in document["paths"]
