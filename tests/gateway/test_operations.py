@@ -42,6 +42,11 @@ def test_its_description_names_every_path_and_loads_nothing(stack: Stack) -> Non
         "/v1/files",
         "/v1/files/{id}",
         "/v1/files/{id}/content",
+        "/v1/batches",
+        "/v1/batches/estimate",
+        "/v1/batches/{id}",
+        "/v1/batches/{id}/cancel",
+        "/v1/batches/{id}/retry",
         "/v1/models",
     ):
         assert path in document["paths"]
