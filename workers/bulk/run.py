@@ -40,10 +40,12 @@ _ENDED = frozenset(state.value.encode() for state in ENDED)
 
 
 class SliceRun:
-    """Everything here happens on the loop of the streams, and SQL in a thread."""
+    """``again``: somebody had the slice before. Everything here happens on the loop of the streams, and SQL in a
+    thread."""
 
-    def __init__(self, tools: Tools, slice: Slice) -> None:
+    def __init__(self, tools: Tools, slice: Slice, *, again: bool) -> None:
         self.slice = slice
+        self._again = again
         self._tools = tools
         self._loop = asyncio.get_running_loop()
         self._began = self._kept_at = self._loop.time()
@@ -143,18 +145,9 @@ class SliceRun:
         """What is left to do: rows that have no end, after those that an earlier holder began."""
         asked = await asyncio.to_thread(self._tools.table.rows, self.slice)
         rows = [Row(each) for each in asked]
-        # Redis first: what it has forgotten by now, the books have had before.
-        await self._see(rows)
-        ids = [row.id for row in rows]
-        self._ends = await asyncio.to_thread(self._tools.table.ended, ids, early=True)
-        rows = [row for row in rows if row.id not in self._ends]
-        absent = [row.id for row in rows if not row.known]
-        known = await asyncio.to_thread(self._tools.table.known, absent) if absent else {}
-        for row in rows:
-            generation = known.get(row.id)
-            if generation is not None:
-                # Redis has lost what it was accepted with; one that pointed elsewhere is the reconciler's.
-                row.known, row.lost = generation != row.id, generation == row.id
+        if self._again:
+            rows = await self._left(rows)
+        self._again = True  # where this fails and is done once more
         self._pending.clear()
         self._open.clear()
         for row in rows:
@@ -166,6 +159,22 @@ class SliceRun:
         if not self._stopped:
             self._pending.extend(await self._answer(fresh))
         return True
+
+    async def _left(self, rows: Sequence[Row]) -> list[Row]:
+        """Those without an end, and how far they are."""
+        # Redis first: what it has forgotten by now, the books have had before.
+        await self._see(rows)
+        ids = [row.id for row in rows]
+        self._ends = await asyncio.to_thread(self._tools.table.ended, ids, early=True)
+        left = [row for row in rows if row.id not in self._ends]
+        absent = [row.id for row in left if not row.known]
+        known = await asyncio.to_thread(self._tools.table.known, absent) if absent else {}
+        for row in left:
+            generation = known.get(row.id)
+            if generation is not None:
+                # Redis has lost what it was accepted with; one that pointed elsewhere is the reconciler's.
+                row.known, row.lost = generation != row.id, generation == row.id
+        return left
 
     async def _see(self, rows: Sequence[Row]) -> None:
         """How far Redis says that they are. Raises Unavailable."""

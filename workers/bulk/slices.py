@@ -7,6 +7,7 @@ the books how far each row is, and does what is left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from secrets import token_hex
 
@@ -88,7 +89,7 @@ class Slices:
             return "unavailable"
         if taken is None:
             return "stale"
-        run = SliceRun(self._tools, taken)
+        run = SliceRun(self._tools, taken, again=job.get("again", True))
         if self._stopping:
             run.release()
         self._runs[batch, first] = run
@@ -99,6 +100,9 @@ class Slices:
         finally:
             if self._runs.get((batch, first)) is run:
                 del self._runs[batch, first]
+            control = self._tools.redis.keyspace[0].control
+            with contextlib.suppress(Unavailable):  # then the leader looks a little later
+                await self._tools.redis.command(0, "SPUBLISH", control, "slices", patience=0)
 
     def release(self) -> None:
         """The process is to stop: begin no more, and hand every slice back."""
