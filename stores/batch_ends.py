@@ -96,7 +96,8 @@ class BatchEnds:
                 completion = completion_of(fields)
                 if fields[_LOG_AT] is not None:
                     log = read_log(*fields[_LOG_AT:])
-            page.append(RowOver(*row, id in gone, completion, log))
+            values: list[Any] = [*row, id in gone, completion, log]
+            page.append(RowOver(*values))
         return page
 
     def unstored(self, batch: str, first: int) -> list[tuple[str, bytes]]:

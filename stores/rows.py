@@ -241,9 +241,9 @@ def completion_of(row: Sequence[Any]) -> CompletionRow:
         generation = GenerationRow(*values)
     if row[_USAGE_AT] is not None:
         used = UsageRow(Usage(*_token_values(row)), *_usage_values(row))
-    own = list(_own_values(row))
+    own: list[Any] = [*_own_values(row), generation, used]
     own[_STATUS_AT] = State(own[_STATUS_AT])
-    return CompletionRow(*own, generation, used)
+    return CompletionRow(*own)
 
 
 _NAMES = [column.name for column in SELECT_COMPLETIONS.selected_columns]

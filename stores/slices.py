@@ -139,14 +139,14 @@ class Slices:
         mine = (_r.batch_id == slice.batch, _r.n >= slice.first, _r.n < slice.beyond)
         with reading(self._engine) as connection:
             rows = connection.execute(select(*columns).where(*mine).order_by(_r.n))
-            return [RowAsked(*row[:-1], bytes(row[-1])) for row in rows]
+            return [RowAsked(*values) for values in map(_values, rows)]
 
     def ended(self, ids: Sequence[str], *, early: bool = False) -> dict[str, RowEnd]:
         """Those of some completions that have their usage record; ``early``: and those that ended before it."""
         columns = (_u.completion_id, *(_u[name] for name in RowEnd.__struct_fields__))
         with reading(self._engine) as connection:
             rows = connection.execute(select(*columns).where(among(_u.completion_id)), {"ids": [*ids]})
-            found = {row[0]: RowEnd(*row[1:]) for row in rows}
+            found = {id: RowEnd(*values) for id, *values in map(_values, rows)}
             left = [id for id in ids if id not in found] if early else []
             if left:
                 over = select(_c.id, _c.status).where(among(_c.id), _c.status != State.QUEUED.value)
@@ -203,6 +203,10 @@ class Slices:
         )
         with writing(self._engine) as connection:
             return connection.execute(change.values(values)).rowcount > 0
+
+
+def _values(row: Iterable[Any]) -> list[Any]:
+    return [*row]
 
 
 def _has(token: str) -> tuple[Any, ...]:

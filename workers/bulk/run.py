@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.sharing import miss
 from producers.submit import never_ran
 from producers.work import Work, encode_work
 from schemas.batches import JOB_LEASE_MS, SliceState
-from schemas.errors import CacheMiss, ModelNotFound, TailraceError, Unavailable
+from schemas.errors import ModelNotFound, TailraceError, Unavailable
 from schemas.fingerprint import fingerprint
 from schemas.providers import Resolved
 from schemas.records import Record
@@ -266,50 +265,60 @@ class SliceRun:
 
     async def _carry(self, row: Row) -> None:
         """Raises Unavailable and SQLAlchemy's errors; then nobody knows how far it came."""
-        tools = self._tools
-        async with tools.streams:
+        async with self._tools.streams:
             if self._stopped or self._released:
                 return
-            request = parse_request(row.asked.body)
-            params = request.params()
-            resolved = await self._resolve(request.model)
-            timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
-            digest = None
-            if row.policy.writes:  # whom the model's name means may have changed since it was checked
-                digest = fingerprint(
-                    tenant=self.slice.tenant,
-                    provider=resolved.provider,
-                    model=resolved.model,
-                    params=params,
-                    sample=row.asked.sample,
-                )
-            record = row.record(self.slice, resolved, fingerprint=digest)
-            row.known = True
-            if not row.lost:
-                try:
-                    if await tools.sharing.share(record, row.policy, timeout_ms=timeout_ms, books=False):
-                        return
-                except CacheMiss:
-                    now_ms = await tools.redis.now_ms(0)
-                    records = refused(record, miss().failure(), now_ms)
-                    await asyncio.to_thread(tools.books.apply, records, {})
-                    return
-            work = Work(
-                params=params,
-                targets=[(target.provider, target.model) for target in resolved.targets],
-                end_user=row.asked.end_user,
-                choices=request.n_choices,
-            )
             try:
-                await tools.scripts.accept(record, encode_work(work), timeout_ms=timeout_ms, again=row.lost)
-            except TailraceError:
-                if row.policy.joins:
-                    await tools.sharing.abandon(record)
+                await self._send(row)
+            except Unavailable:
                 raise
-            row.lost = False
+            except TailraceError as error:
+                await self._refuse(row, error)
+
+    async def _send(self, row: Row) -> None:
+        """Raises what a request is refused with, beside Unavailable."""
+        tools = self._tools
+        request = parse_request(row.asked.body)
+        params = request.params()
+        resolved = await self._resolve(request.model)
+        timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
+        digest = None
+        if row.policy.writes:  # whom the model's name means may have changed since it was checked
+            digest = fingerprint(
+                tenant=self.slice.tenant,
+                provider=resolved.provider,
+                model=resolved.model,
+                params=params,
+                sample=row.asked.sample,
+            )
+        record = row.record(self.slice, resolved, fingerprint=digest)
+        row.known = True
+        if not row.lost and await tools.sharing.share(record, row.policy, timeout_ms=timeout_ms, books=False):
+            return
+        work = Work(
+            params=params,
+            targets=[(target.provider, target.model) for target in resolved.targets],
+            end_user=row.asked.end_user,
+            choices=request.n_choices,
+        )
+        try:
+            await tools.scripts.accept(record, encode_work(work), timeout_ms=timeout_ms, again=row.lost)
+        except Unavailable:
             if row.policy.joins:
-                await tools.sharing.accepted(record)
-            await self._generate(row)
+                await tools.sharing.abandon(record)
+            raise
+        row.lost = False
+        if row.policy.joins:
+            await tools.sharing.accepted(record)
+        await self._generate(row)
+
+    async def _refuse(self, row: Row, error: TailraceError) -> None:
+        """It ends as failed, and never was anybody's work."""
+        asked = row.body.model
+        nobody = Resolved(asked, self._tools.catalog.providers.default, asked, ())
+        now_ms = await self._tools.redis.now_ms(0)
+        records = refused(row.record(self.slice, nobody), error.failure(), now_ms)
+        await asyncio.to_thread(self._tools.books.apply, records, {})
 
     async def _claim(self, row: Row) -> None:
         async with self._tools.streams:
