@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
+from secrets import token_hex
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,6 +28,8 @@ log = logging.getLogger("tailrace.batches")
 
 #: After so long no more rows are begun, in seconds: others have their turn.
 TURN = 60.0
+#: Slices that are taken without being dealt, one after the other, while all rows are answered by the cache.
+CHAIN = 10
 #: Between looks at rows that others have, that wait for their time, or that should be in the books by now, in seconds.
 LOOK_PAUSE = 0.5
 #: How long the books may take before a row is looked for in Redis again, and a cancel to have effect before it is asked
@@ -56,6 +59,8 @@ class SliceRun:
         self._stopped = slice.stopped
         self._lost = self._released = False
         self._pause_until = self._look_at = 0.0
+        self._cached = False
+        self._more = CHAIN
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -117,6 +122,8 @@ class SliceRun:
             await self._finish(SliceState.READY)
             return "released"
         if not self._open and not self._pending:
+            if self._cached and self._more:
+                return await self._next()
             return "done" if await self._finish(SliceState.DONE) else "lost"
         now = self._loop.time()
         if self._stopped:
@@ -130,6 +137,25 @@ class SliceRun:
         if now >= self._look_at:
             self._look_at = now + LOOK_PAUSE
             await self._look(now)
+        return None
+
+    async def _next(self) -> str | None:
+        """It is done, and cost its provider nothing: so is the batch's next one, maybe, in its place."""
+        what = f"{self.slice.batch}: rows from {self.slice.first} are done"
+        sums, own = sums_of(self._ends.values()), token_hex(8)
+
+        async def move() -> tuple[bool, Slice | None]:
+            until = await self._tools.redis.now_ms(0) + JOB_LEASE_MS
+            return await asyncio.to_thread(self._tools.table.next, self.slice, sums, own, until)
+
+        moved = await persist(move, what)
+        if moved is None or moved[1] is None:
+            return "done" if moved is not None and moved[0] else "lost"
+        self._more -= 1
+        self.slice, self._ends, self._again = moved[1], {}, False
+        if await persist(self._read, f"{self.slice.batch}: its rows can't be read") is None:
+            return "unavailable"
+        self._changed.set()
         return None
 
     async def _finish(self, state: SliceState) -> bool:
@@ -155,8 +181,10 @@ class SliceRun:
             elif row.known:
                 self._wait(row)
         fresh = [row for row in rows if not row.known]
+        self._cached = not self._open
         if not self._stopped:
             self._pending.extend(await self._answer(fresh))
+            self._cached = self._cached and not self._pending
         return True
 
     async def _left(self, rows: Sequence[Row]) -> list[Row]:
