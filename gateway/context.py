@@ -11,12 +11,14 @@ from sqlalchemy import Engine
 
 from consumers.follow import Followers
 from consumers.lookup import Finder
+from producers.batches import BatchMaker
 from producers.catalog import Catalog
 from producers.publish import Publisher, make_publisher
 from producers.submit import Submitter
 from schemas.settings import Settings
 from stores.admission import Admission
 from stores.apikeys import KeyRing
+from stores.batches import Batches
 from stores.books import Books
 from stores.cache import Cache, CacheLimits
 from stores.config import read_providers
@@ -51,6 +53,8 @@ class Context:
     files: Files
     storage: Storage
     file_threads: ThreadPoolExecutor
+    batches: Batches
+    batch_maker: BatchMaker
     flights: Flights
     keys: KeyRing
     catalog: Catalog
@@ -82,7 +86,7 @@ async def open_context(settings: Settings) -> Context:
     engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
     check_schema(engine)
     redis = await Redis.open(settings.redis_url, partitions=settings.partitions)
-    books = Books(engine)
+    books, files, batches = Books(engine), Files(engine), Batches(engine)
     http = httpx.AsyncClient(timeout=5.0)
     catalog = Catalog(providers, http)
     publisher = make_publisher(settings)
@@ -97,9 +101,11 @@ async def open_context(settings: Settings) -> Context:
         books=books,
         usage=UsageReports(engine),
         cache=Cache(engine),
-        files=Files(engine),
+        files=files,
         storage=storage,
         file_threads=ThreadPoolExecutor(FILE_THREADS, "files"),
+        batches=batches,
+        batch_maker=BatchMaker(redis, batches, files, storage),
         flights=Flights(redis),
         keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,

@@ -15,11 +15,12 @@ from urllib.parse import quote
 from starlette.types import Receive, Send
 
 from gateway.caller import identify
-from gateway.http import Call, Reply, integer, raw_headers
+from gateway.http import Call, Reply, raw_headers
 from gateway.multipart import OVERHEAD, Form, too_large
 from producers.submit import Caller
 from schemas.errors import InvalidRequest, NotFound, Unavailable
 from schemas.files import LONGEST_LIFE, SHORTEST_LIFE, UPLOADABLE, Purpose
+from schemas.headers import integer
 from schemas.ids import is_file_id, new_file_id
 from stores.files import FileRow
 

@@ -301,5 +301,5 @@ batch_slices = Table(
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("cost_nano", BigInteger),
-    Index(None, "batch_id", "state", "first"),
+    Index(None, "batch_id", "state", "provider", "first"),
 )

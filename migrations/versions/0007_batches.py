@@ -113,7 +113,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("batch_id", "first", name="pk_batch_slices"),
     )
-    op.create_index("ix_batch_slices_batch_id_state_first", "batch_slices", ["batch_id", "state", "first"])
+    op.create_index(
+        "ix_batch_slices_batch_id_state_provider_first",
+        "batch_slices",
+        ["batch_id", "state", "provider", "first"],
+    )
 
 
 def downgrade() -> None:
