@@ -6,74 +6,33 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import update
 
-from schemas.ids import new_batch_id
 from schemas.tables import batches, files
 from stores.sql import writing
 from tests.support.api import Api, encoded, error_of, named
+from tests.support.files import (
+    BOUNDARY,
+    FILE,
+    FILES,
+    LINE,
+    PURPOSE,
+    folder_of,
+    listed,
+    names,
+    open_batch,
+    part,
+    send,
+    stored,
+    upload,
+)
 from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
-
-FILES = "/v1/files"
-LINE = b'{"custom_id": "1"}\n'
-BOUNDARY = "xyz"
-
-
-def upload(
-    api: httpx.Client,
-    data: bytes = LINE,
-    /,
-    *,
-    filename: str = "input.jsonl",
-    url: str = FILES,
-    headers: list[tuple[bytes, bytes]] | None = None,
-    **fields: str,
-) -> httpx.Response:
-    form = {"purpose": "batch", **fields}
-    return api.post(url, data=form, files={"file": (filename, data)}, headers=headers)
-
-
-def stored(api: httpx.Client, data: bytes = LINE, /, **more: Any) -> dict[str, Any]:
-    answer = upload(api, data, **more)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def listed(api: httpx.Client, query: str = "", **more: Any) -> list[str]:
-    answer = api.get(f"{FILES}{query}", **more)
-    assert answer.status_code == 200, answer.text
-    return [file["id"] for file in answer.json()["data"]]
-
-
-def folder_of(stack: Stack) -> Path:
-    return stack.folder / "home" / "files"
-
-
-def names(stack: Stack) -> set[str]:
-    return {path.name for path in folder_of(stack).iterdir()}
-
-
-def part(name: str, value: bytes = b"", more: str = "", headers: str = "") -> bytes:
-    """A part of a multipart body."""
-    disposition = f'Content-Disposition: form-data; name="{name}"{more}\r\n{headers}\r\n'
-    return f"--{BOUNDARY}\r\n{disposition}".encode() + value + b"\r\n"
-
-
-def send(api: httpx.Client, *parts: bytes, end: bytes = f"--{BOUNDARY}--\r\n".encode()) -> httpx.Response:
-    kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-    return api.post(FILES, content=b"".join(parts) + end, headers=kind)
-
-
-PURPOSE = part("purpose", b"batch")
-FILE = part("file", LINE, '; filename="input.jsonl"')
 
 
 class TestUpload:
@@ -432,32 +391,6 @@ class TestDeleting:
         with writing(each_stack.engine) as connection:
             connection.execute(update(batches).where(batches.c.id == batch).values(ended_ms=1))
         assert each_api.delete(f"{FILES}/{id}").status_code == 200
-
-
-def open_batch(stack: Stack, api: Api, input_file_id: str) -> str:
-    """A batch that has not ended, and that nobody works at."""
-    id, now = new_batch_id(), int(time.time() * 1000)
-    counts = ("total", "completed", "failed")
-    tokens = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens")
-    row: dict[str, Any] = {
-        "id": id,
-        "tenant": api.tenant,
-        "key_id": api.key_id,
-        "endpoint": "/v1/chat/completions",
-        "input_file_id": input_file_id,
-        "status": "finalizing",
-        "completion_window": "24h",
-        "max_concurrency": 1,
-        "max_error_rate": 0.5,
-        **dict.fromkeys((*counts, *tokens), 0),
-        "created_ms": now,
-        "expires_ms": now + 3_600_000,
-        "token": "nobody",
-        "until_ms": now + 3_600_000,
-    }
-    with writing(stack.engine) as connection:
-        connection.execute(insert(batches).values(row))
-    return id
 
 
 class TestWhose:

@@ -26,7 +26,8 @@ from schemas.tables import files
 from stores.files import GRACE_MS
 from stores.sql import writing
 from stores.storage import ABANDONED
-from tests.gateway.test_files import (
+from tests.support.api import Api, error_of
+from tests.support.files import (
     BOUNDARY,
     FILE,
     FILES,
@@ -38,7 +39,6 @@ from tests.gateway.test_files import (
     stored,
     upload,
 )
-from tests.support.api import Api, error_of
 from tests.support.ports import free_port
 from tests.support.s3 import S3Server
 from tests.support.stack import Stack

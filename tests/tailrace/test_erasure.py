@@ -9,10 +9,10 @@ import pytest
 
 from schemas.keys import Keys
 from schemas.records import encode_record
-from tests.gateway.test_files import folder_of, open_batch, stored
-from tests.gateway.test_files import names as names_of_files
 from tests.support.api import CHAT, Api, asking, dump, named
 from tests.support.entered import accepted, contents
+from tests.support.files import folder_of, open_batch, stored
+from tests.support.files import names as names_of_files
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 from tests.tailrace.command import complaint, run
