@@ -8,6 +8,7 @@
 It speaks HTTP alone and loads nothing of the server. ``SyncClient`` is the same without ``await``.
 """
 
+from tailrace.batches import Batch
 from tailrace.client import Client
 from tailrace.errors import (
     APIError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "APIError",
+    "Batch",
     "Chunk",
     "Client",
     "Completion",
