@@ -1,9 +1,9 @@
 """Files and batches: many completions from one JSONL file, as OpenAI's Batch API has them, and what is ours beside it.
 
-    batch = await client.batches.submit("requests.jsonl")
-    async for now in batch.watch():
-        print(now["request_counts"])
-    await batch.save("results.jsonl")
+batch = await client.batches.submit("requests.jsonl")
+async for now in batch.watch():
+    print(now["request_counts"])
+await batch.save("results.jsonl")
 """
 
 from __future__ import annotations

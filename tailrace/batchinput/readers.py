@@ -22,7 +22,9 @@ LONGEST_CELL = 2**31 - 1
 class InvalidRow(Exception):
     """A row that can't be sent: ``param`` names the field, where there is one."""
 
-    def __init__(self, line: int, message: str, param: str | None = None, custom_id: str | None = None) -> None:
+    def __init__(
+        self, line: int, message: str, param: str | None = None, custom_id: str | None = None
+    ) -> None:
         super().__init__(f"line {line}: {f'{param}: ' if param else ''}{message}")
         self.line = line
         self.message = message

@@ -40,9 +40,7 @@ class Rendered:
     def renamed(self, custom_id: str) -> Rendered:
         """The same row under another custom_id; only one that was not given has such a need."""
         row: dict[str, Any] = msgspec.json.decode(self.payload)
-        return dataclasses.replace(
-            self, custom_id=custom_id, payload=_plain(row | {"custom_id": custom_id})
-        )
+        return dataclasses.replace(self, custom_id=custom_id, payload=_plain(row | {"custom_id": custom_id}))
 
     @property
     def body(self) -> dict[str, Any]:
@@ -141,9 +139,7 @@ class Renderer:
             raise InvalidRow(line, "must be an array with a message at least", f"{where}messages")
         for position, message in enumerate(cast("list[Any]", messages)):
             if not isinstance(message, dict) or not isinstance(cast("Any", message).get("role"), str):
-                raise InvalidRow(
-                    line, "must be an object with a 'role'", f"{where}messages[{position}]"
-                )
+                raise InvalidRow(line, "must be an object with a 'role'", f"{where}messages[{position}]")
         return body
 
 

@@ -7,7 +7,9 @@ import typer
 from tailrace.cli.batch import look, run
 
 app = typer.Typer(
-    no_args_is_help=True, help="Many completions from one file, resumable and paid for once.", rich_markup_mode=None
+    no_args_is_help=True,
+    help="Many completions from one file, resumable and paid for once.",
+    rich_markup_mode=None,
 )
 app.command("run")(run.run)
 app.command("submit")(run.submit)

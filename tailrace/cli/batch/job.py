@@ -17,7 +17,7 @@ import tailrace
 from tailrace.batches import ENDED, Batch
 from tailrace.cli.batch.lines import FAILED, OLD, Written, take, write
 from tailrace.cli.batch.plan import Input, Plan, plan
-from tailrace.cli.batch.progress import progress
+from tailrace.cli.batch.progress import progress, rows
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.output import say, warn
 from tailrace.errors import TailraceError
@@ -109,7 +109,9 @@ def checked(job: Job) -> int | None:
     """The exit code where rows are invalid: nobody waits for a whole stack to hear of that."""
     assert job.input is not None
     with State(None) as state, Path(os.devnull).open("wb") as nowhere:
-        outcome = _refusal(state, dataclasses.replace(job, quiet=True), plan(state, job.input, None, None, nowhere))
+        outcome = _refusal(
+            state, dataclasses.replace(job, quiet=True), plan(state, job.input, None, None, nowhere)
+        )
     return None if outcome is None else outcome.code
 
 
@@ -218,7 +220,7 @@ async def _go_on(batch: Batch, state: State, job: Job) -> Outcome | None:
 
 async def _submit(client: tailrace.Client, state: State, job: Job, made: Plan, spool: BinaryIO) -> Batch:
     spool.flush()
-    job.told(f"sending {made.pending:,} rows ({_size(spool.tell())})")
+    job.told(f"sending {rows(made.pending)} ({_size(spool.tell())})")
     assert job.input is not None
     state.put(
         key=str(uuid.uuid4()),
@@ -230,9 +232,7 @@ async def _submit(client: tailrace.Client, state: State, job: Job, made: Plan, s
     )
     file = await client.files.upload(spool, name=f"{job.input.path.stem}.jsonl")
     state.put(file=file["id"], uploaded=str(file["created_at"]))
-    batch = await client.batches.create(
-        file["id"], idempotency_key=state.get("key"), **job.settings
-    )
+    batch = await client.batches.create(file["id"], idempotency_key=state.get("key"), **job.settings)
     state.put(batch=batch.id)
     job.told(f"batch {batch.id}")
     return batch
@@ -275,13 +275,13 @@ def _settle(state: State, job: Job, outcome: Outcome, kept: BinaryIO | None) -> 
     assert job.errors is not None
     written = write(state, job.output, job.errors, kept, others=job.others, empty_errors=job.named_errors)
     bad = written.failed + written.invalid
-    job.told(f"{written.answered:,} rows in {job.output}" + (f", {bad:,} in {job.errors}" if bad else ""))
+    job.told(f"{rows(written.answered)} in {job.output}" + (f", {bad:,} in {job.errors}" if bad else ""))
     if written.dropped:
-        job.told(f"{written.dropped:,} answers that belong to no row any more: in {job.output}{OLD}")
+        job.told(f"lines that belong to no row any more: {written.dropped:,}, kept in {job.output}{OLD}")
     if outcome.batch is not None and outcome.code:
         explain(state, outcome.batch)
     elif written.missing:
-        warn(f"{written.missing:,} rows have no end: run it again")
+        warn(f"{rows(written.missing)} without an end: run it again")
         outcome.code = 1
     outcome.written = written
     outcome.code = outcome.code or (3 if bad else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -13,10 +13,15 @@ import msgspec
 
 from tailrace.atomic import replacing
 from tailrace.cli.batch.state import State
+from tailrace.errors import TailraceError
 
 #: Where a line is: in the output and in the error file that are there; or among what was just fetched, by how its row
 #: ended. ``NEVER`` was not sent, as its batch ended before.
 OUTPUT, ERRORS, ANSWERED, FAILED, NEVER = range(5)
+#: Codes of rows that nobody was asked about, as the batch ended first.
+_UNSENT = frozenset({"batch_expired", "batch_cancelled", "batch_stopped"})
+#: In place of a digest where only the custom_id counts.
+ANY = b""
 #: Of the file that is put aside when lines of it belong to no row any more.
 OLD = ".old"
 
@@ -25,15 +30,38 @@ class _Response(msgspec.Struct):
     status_code: int | None = None
 
 
+class _Error(msgspec.Struct):
+    code: str | None = None
+
+
 class _Line(msgspec.Struct):
     custom_id: str
-    response: _Response | None = None
+    response: _Response | None
+    error: _Error | None = None
+    #: The server's; where it is the same the row is.
+    fingerprint: str | None = None
     #: The digest of what was asked, in hex: how the next run knows whether a row is still the same.
     input_hash: str | None = None
 
     @property
     def answered(self) -> bool:
         return self.response is not None and self.response.status_code == 200
+
+    @property
+    def file(self) -> int:
+        """Of what is fetched."""
+        if self.answered:
+            return ANSWERED
+        never = self.response is None and self.error is not None and self.error.code in _UNSENT
+        return NEVER if never else FAILED
+
+
+class _Extras(msgspec.Struct):
+    """What is ours in a line that was written."""
+
+    fingerprint: str | None = None
+    input: msgspec.Raw = msgspec.Raw()
+    input_hash: str | None = None
 
 
 class Written(msgspec.Struct):
@@ -49,20 +77,33 @@ class Written(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-def look(state: State, path: Path, file: int) -> int:
-    """Remember the lines that are there, and give their number. What is no line of results is passed over."""
+def look(state: State, path: Path, file: int, *, by_id: bool = False) -> int:
+    """Remember the lines that are there, and give their number. What is no line of results is passed over.
+
+    ``by_id``: a line is its row's whatever was asked; otherwise only while it asks the same.
+    """
     state.forget_known(file)
-    found = at = 0
+    found = 0
+    if path.exists() and not path.is_file():
+        raise TailraceError(f"{path} is not a regular file")
+    for line, at, size in _results(path):
+        ended_so = line.answered == (file == OUTPUT)
+        digest = ANY if by_id else bytes.fromhex(line.input_hash) if line.input_hash else None
+        state.know(file, line.custom_id, digest if ended_so else None, at, size)
+        found += 1
+    if not found and path.exists() and path.stat().st_size:
+        raise TailraceError(f"{path} is there, with no line of results in it: choose another file")
+    return found
+
+
+def _results(path: Path) -> Iterator[tuple[_Line, int, int]]:
+    """Each line of results in a file, where it is, and its length."""
+    at = 0
     with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
         for line in lines:
-            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-                row = _decode(line)
-                same = row.input_hash is not None and row.answered == (file == OUTPUT)
-                digest = bytes.fromhex(row.input_hash) if row.input_hash and same else None
-                state.know(file, row.custom_id, digest, at, len(line))
-                found += 1
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                yield _decode(line), at, len(line)
             at += len(line)
-    return found
 
 
 def take(state: State, fetched: BinaryIO, kept: BinaryIO) -> None:
@@ -76,47 +117,36 @@ def take(state: State, fetched: BinaryIO, kept: BinaryIO) -> None:
         digest, carried = state.row(row.custom_id) or (None, None)
         said = with_row(line, digest, carried)
         kept.write(said)
-        file = ANSWERED if row.answered else NEVER if row.response is None and _not_sent(line) else FAILED
-        state.know(file, row.custom_id, digest, at, len(said))
+        state.know(row.file, row.custom_id, digest, at, len(said))
         at += len(said)
 
 
-class _Error(msgspec.Struct):
-    code: str | None = None
-
-
-class _Failed(msgspec.Struct):
-    error: _Error | None = None
-
-
-#: Codes of rows that nobody was asked about, as the batch ended first.
-_UNSENT = frozenset({"batch_expired", "batch_cancelled", "batch_stopped"})
-
-
-def _not_sent(line: bytes) -> bool:
-    error = msgspec.json.decode(line, type=_Failed).error
-    return error is not None and error.code in _UNSENT
-
-
-def with_row(line: bytes, digest: bytes | None, carried: bytes | None) -> bytes:
+def with_row(line: bytes, digest: bytes | None, carried: bytes | memoryview | None) -> bytes:
     """A line of the server's with the columns that the row carried, and with what tells whether it was edited since."""
     line = line.rstrip()
     if carried is not None:
-        line = line[:-1] + b',"input":' + carried + b"}"
+        line = line[:-1] + b',"input":' + bytes(carried) + b"}"
     if digest is not None:
         line = line[:-1] + b',"input_hash":"' + digest.hex().encode() + b'"}'
     return line + b"\n"
 
 
 def write(
-    state: State, output: Path, errors: Path, kept: BinaryIO | None, *, others: bool = False, empty_errors: bool = False
+    state: State,
+    output: Path,
+    errors: Path,
+    kept: BinaryIO | None,
+    *,
+    others: bool = False,
+    empty_errors: bool = False,
+    by_id: bool = False,
 ) -> Written:
     """Write both files, each in one step. ``others``: lines of the output stay that belong to no row of the input.
 
     Without a failed row there is no error file, or an empty one (``empty_errors``).
     """
-    before = look(state, output, OUTPUT)
-    look(state, errors, ERRORS)
+    before = look(state, output, OUTPUT, by_id=by_id)
+    look(state, errors, ERRORS, by_id=by_id)
     written = Written()
     with _reading(output) as old, _reading(errors) as failed_before:
         sources = {OUTPUT: old, ERRORS: failed_before, ANSWERED: kept, FAILED: kept, NEVER: kept}
@@ -144,7 +174,7 @@ def write(
                     stayed += 1
                     results.write(line(OUTPUT, at, size))
                 written.dropped = before - stayed
-                if written.dropped:
+                if written.dropped and not by_id:
                     _put_aside(output)
             for _, text in state.invalid():
                 written.invalid += 1
@@ -167,18 +197,29 @@ def _reading(path: Path) -> Generator[BinaryIO | None]:
         yield file
 
 
-def split(fetched: BinaryIO, output: Path, errors: Path, *, empty_errors: bool) -> tuple[int, int]:
-    """Write answers into one file and failed rows into the other; how many of each."""
-    answered = failed = 0
-    with replacing(errors) as failures:
-        with replacing(output) as results:
-            for line in fetched:
-                if _decode(line).answered:
-                    answered += 1
-                    results.write(line)
-                else:
-                    failed += 1
-                    failures.write(line)
-    if not failed and not empty_errors:
-        errors.unlink(missing_ok=True)
-    return answered, failed
+def merge(
+    state: State, fetched: BinaryIO, kept: BinaryIO, output: Path, errors: Path, *, empty_errors: bool
+) -> Written:
+    """Write what the server sent into files that may have lines already, with nothing known of the input: each line takes
+    the place of the one with its custom_id, and has of it what is ours, if the row is the same. An answer stays where
+    there is none in what was sent."""
+    for path, file in ((output, OUTPUT), (errors, ERRORS)):
+        look(state, path, file, by_id=True)
+        for line, _, _ in _results(path):
+            state.add_id(line.custom_id, ANY)
+    with _reading(output) as old, _reading(errors) as failed:
+        for line in fetched:
+            row = _decode(line)
+            said = line
+            for file, source in ((OUTPUT, old), (ERRORS, failed)):
+                place = state.place(file, row.custom_id)
+                if source is not None and place is not None:
+                    source.seek(place[0])
+                    there = msgspec.json.decode(source.read(place[1]), type=_Extras)
+                    if there.fingerprint == row.fingerprint:
+                        digest = bytes.fromhex(there.input_hash) if there.input_hash else None
+                        said = with_row(line, digest, bytes(there.input) or None)
+            state.add_id(row.custom_id, ANY)
+            state.know(row.file, row.custom_id, ANY, kept.tell(), len(said))
+            kept.write(said)
+    return write(state, output, errors, kept, empty_errors=empty_errors, by_id=True)

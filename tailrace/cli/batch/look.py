@@ -18,8 +18,8 @@ import typer
 import tailrace
 from tailrace.batches import ENDED, Batch
 from tailrace.cli.batch import job, server
-from tailrace.cli.batch.lines import split
-from tailrace.cli.batch.progress import cost_of, money
+from tailrace.cli.batch.lines import merge
+from tailrace.cli.batch.progress import cost_of, money, rows
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.options import Home, Json
 from tailrace.cli.output import say, warn
@@ -40,7 +40,10 @@ Output = Annotated[
 Errors = Annotated[
     Path | None,
     typer.Option(
-        "--errors", metavar="FILE", dir_okay=False, help="Failed rows (default: OUTPUT.errors.jsonl, if any fails)."
+        "--errors",
+        metavar="FILE",
+        dir_okay=False,
+        help="Failed rows (default: OUTPUT.errors.jsonl, if any fails).",
     ),
 ]
 
@@ -97,20 +100,30 @@ async def _save(
     if beside(output).exists():
         with job.state_of(output) as state:
             if state.get("batch") == batch.id:
-                outcome = await job.collect(batch, now, state, _left(state, output, errors, home, quiet=quiet))
+                outcome = await job.collect(
+                    batch, now, state, _left(state, output, errors, home, quiet=quiet)
+                )
                 if over:
                     state.remove()
                 return outcome.code if over else 0
-    with tempfile.TemporaryFile(dir=job.spool_folder(output)) as fetched:
+    failures = errors or job.error_path(output)
+    folder = job.spool_folder(output)
+    with (
+        State(None) as state,
+        tempfile.TemporaryFile(dir=folder) as fetched,
+        tempfile.TemporaryFile(dir=folder) as kept,
+    ):
         await batch.download(fetched)
         fetched.seek(0)
-        failures = errors or job.error_path(output)
-        answered, failed = split(fetched, output, failures, empty_errors=errors is not None)
+        written = await job.in_thread(
+            state, merge, state, fetched, kept, output, failures, empty_errors=errors is not None
+        )
     if not quiet:
-        say(f"{answered:,} rows in {output}" + (f", {failed:,} in {failures}" if failed else ""))
-    if not over:
-        return 0
-    return _told_end(now) or (3 if failed else 0)
+        say(
+            f"{rows(written.answered)} in {output}"
+            + (f", {written.failed:,} in {failures}" if written.failed else "")
+        )
+    return 0 if not over else _told_end(now)
 
 
 def _left(state: State, output: Path, errors: Path | None, home: Path | None, *, quiet: bool) -> job.Job:
@@ -173,7 +186,14 @@ def list_batches(
         counts = batch["request_counts"]
         numbers = [f"{counts[name]:,}" for name in ("total", "completed", "failed")]
         name = (batch.get("metadata") or {}).get("name") or ""
-        cells = (batch["id"], _time(batch["created_at"]), batch["status"], *numbers, money(cost_of(batch)), name)
+        cells = (
+            batch["id"],
+            _time(batch["created_at"]),
+            batch["status"],
+            *numbers,
+            money(cost_of(batch)),
+            name,
+        )
         table.add_row(*map(escape, cells))
     rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
 
@@ -212,7 +232,7 @@ def show(id: Id, as_json: Json = False, home: Home = None) -> None:
 def _print_batch(batch: dict[str, Any]) -> None:
     counts: dict[str, int] = batch["request_counts"]
     usage: dict[str, Any] = batch.get("usage") or {}
-    rows = {
+    told = {
         "batch": batch["id"],
         "name": (batch.get("metadata") or {}).get("name"),
         "status": batch["status"],
@@ -223,16 +243,14 @@ def _print_batch(batch: dict[str, Any]) -> None:
         "at once": batch.get("max_concurrency"),
         "created": _time(batch["created_at"]),
         "began": _time(batch.get("in_progress_at")),
-        "ended": _time(
-            next((batch[at] for at in (f"{s}_at" for s in ENDED) if batch.get(at)), None)
-        ),
+        "ended": _time(next((batch[at] for at in (f"{s}_at" for s in ENDED) if batch.get(at)), None)),
         "expires": None if batch["status"] in ENDED else _time(batch.get("expires_at")),
         "input": batch["input_file_id"],
         "output": batch.get("output_file_id"),
         "errors": batch.get("error_file_id"),
         "retry of": batch.get("retry_of"),
     }
-    for name, value in rows.items():
+    for name, value in told.items():
         if value is not None:
             print(f"{name:<10}{value}")
 

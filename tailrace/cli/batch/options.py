@@ -46,11 +46,15 @@ InputFile = Annotated[
 Model = Annotated[str | None, typer.Option("--model", metavar="M", help="The model of all rows.")]
 Params = Annotated[
     list[str] | None,
-    typer.Option("--param", metavar="NAME=VALUE", help="A parameter of all rows, as temperature=0; repeatable."),
+    typer.Option(
+        "--param", metavar="NAME=VALUE", help="A parameter of all rows, as temperature=0; repeatable."
+    ),
 ]
 TemplateOption = Annotated[
     str | None,
-    typer.Option("--template", metavar="FILE|TEXT", help="A Jinja2 template that makes the prompt from the columns."),
+    typer.Option(
+        "--template", metavar="FILE|TEXT", help="A Jinja2 template that makes the prompt from the columns."
+    ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N rows.")]
 SkipInvalid = Annotated[

@@ -48,8 +48,8 @@ def plan(
     """Read all of the input, and write into ``spool`` the lines that have to be sent; the first ``most`` of them."""
     made = Plan()
     state.restart()
-    if output is not None and look(state, output, OUTPUT) == 0 and output.exists() and output.stat().st_size:
-        raise TailraceError(f"{output} has no line of results in it: choose another file for the output")
+    if output is not None:
+        look(state, output, OUTPUT)
     if errors is not None:
         look(state, errors, ERRORS)
     copies: dict[bytes, int] = {}
@@ -92,7 +92,9 @@ def _one(
     pending = not done and not state.tried(row)
     if not state.add(made.rows, row, sent=pending):
         first = state.line_of(row.custom_id)
-        raise InvalidRow(row.line, f"{row.custom_id!r} is in line {first} already", "custom_id", row.custom_id)
+        raise InvalidRow(
+            row.line, f"{row.custom_id!r} is in line {first} already", "custom_id", row.custom_id
+        )
     if pending and (most is None or made.pending < most):
         spool.write(row.payload)
         spool.write(b"\n")

@@ -71,12 +71,12 @@ class Reading:
     def words(self) -> list[str]:
         """All that is told beside the bar."""
         found = [f"{self.failed:,} failed"]
-        if self.status in ("in_progress", "cancelling"):
+        if self.status in ("in_progress", "cancelling") and len(self._seen) > 1:
             found += [f"{_rate(self.rows_per_second)} rows/s", f"{_rate(self.tokens_per_second)} tokens/s"]
         found.append(money(self.cost))
-        if self.status == "in_progress":
-            left = self.left
-            found.append("? left" if left is None else f"{span(left)} left")
+        left = self.left if self.status == "in_progress" else None
+        if left is not None:
+            found.append(f"{span(left)} left")
         return found
 
 
@@ -155,6 +155,10 @@ def progress(*, quiet: bool) -> AbstractContextManager[Progress]:
     if quiet:
         return nullcontext(_Quiet())
     return _Bar() if sys.stdout.isatty() else nullcontext(_Lines())
+
+
+def rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def cost_of(batch: dict[str, Any]) -> int | None:

@@ -35,7 +35,10 @@ from tailrace.errors import TailraceError
 Errors = Annotated[
     Path | None,
     typer.Option(
-        "--errors", metavar="FILE", dir_okay=False, help="Failed rows (default: OUTPUT.errors.jsonl, if any fails)."
+        "--errors",
+        metavar="FILE",
+        dir_okay=False,
+        help="Failed rows (default: OUTPUT.errors.jsonl, if any fails).",
     ),
 ]
 LocalModel = Annotated[
@@ -46,7 +49,8 @@ LocalModel = Annotated[
 def run(
     input: InputFile,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUTPUT", help="Where the results go, JSON lines.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUTPUT", help="Where the results go, JSON lines."),
     ] = None,
     errors: Errors = None,
     model: Model = None,
@@ -58,7 +62,9 @@ def run(
     max_error_rate: MaxErrorRate = None,
     window: Window = WINDOW,
     name: Name = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return as soon as the batch is submitted.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return as soon as the batch is submitted.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would come to; nothing is submitted.")
     ] = False,
@@ -82,7 +88,9 @@ def run(
             "nothing would be there to go on with the batch: start a stack that stays first (tailrace up), or leave --detach out"
         )
     if local_model and configured:
-        raise typer.BadParameter("a server is configured, which has its own models", param_hint="--local-model")
+        raise typer.BadParameter(
+            "a server is configured, which has its own models", param_hint="--local-model"
+        )
     what = job.Job(
         input=rows,
         output=output,
@@ -124,7 +132,9 @@ def submit(
         quiet=as_json,
     )
     if not server.is_configured(home):
-        raise TailraceError("no server is known: start one that stays (tailrace up), or use `tailrace batch run`")
+        raise TailraceError(
+            "no server is known: start one that stays (tailrace up), or use `tailrace batch run`"
+        )
     _carry_out(what, home, configured=True, local_model=False)
 
 
@@ -193,4 +203,6 @@ def _interrupted(state: State, what: job.Job, home: Path | None, *, configured: 
     elif configured:
         warn(f"detached: batch {id} goes on. Attach with: {attach(id, what.output, home)}")
     else:
-        warn(f"stopped, and batch {id} with it: the same command goes on with it ({' '.join(sys.argv[1:3])} …)")
+        warn(
+            f"stopped, and batch {id} with it: the same command goes on with it ({' '.join(sys.argv[1:3])} …)"
+        )

@@ -138,6 +138,14 @@ class State:
         values = (n, key(row.custom_id), row.line, row.digest, row.carried, int(sent))
         return self._sql.execute("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?)", values).rowcount > 0
 
+    def add_id(self, custom_id: str, digest: bytes) -> None:
+        """A row of which nothing else is known; it comes behind the others, unless it is there."""
+        self._begin()
+        self._sql.execute(
+            "INSERT OR IGNORE INTO rows SELECT coalesce(max(n) + 1, 0), ?, 0, ?, NULL, 1 FROM rows",
+            (key(custom_id), digest),
+        )
+
     def has(self, custom_id: str) -> bool:
         return self._sql.execute("SELECT 1 FROM rows WHERE id = ?", (key(custom_id),)).fetchone() is not None
 
@@ -195,6 +203,13 @@ class State:
             "INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", (file, key(custom_id), digest, at, size)
         )
 
+    def place(self, file: int, custom_id: str) -> tuple[int, int] | None:
+        """Where the line for ``custom_id`` is, and its length."""
+        found = self._sql.execute(
+            "SELECT at, size FROM known WHERE file = ? AND id = ?", (file, key(custom_id))
+        )
+        return found.fetchone()
+
     def knows(self, file: int, row: Rendered) -> bool:
         """Whether there is a line for this very row."""
         found = self._sql.execute(
@@ -206,14 +221,13 @@ class State:
     def lines(self, *files: int) -> Iterator[Found]:
         """The rows of the input in its order, each with its line in the first of the files that has one."""
         joins = " ".join(
-            f"LEFT JOIN known k{f} ON k{f}.file = {f} AND k{f}.id = r.id AND k{f}.digest = r.digest" for f in files
+            f"LEFT JOIN known k{f} ON k{f}.file = {f} AND k{f}.id = r.id AND k{f}.digest = r.digest"
+            for f in files
         )
         case = " ".join(f"WHEN k{f}.at IS NOT NULL THEN {f}" for f in files)
         at = ", ".join(f"k{f}.at" for f in files)
         size = ", ".join(f"k{f}.size" for f in files)
-        query = (
-            f"SELECT CASE {case} END, coalesce({at}, 0), coalesce({size}, 0), r.sent FROM rows r {joins} ORDER BY r.n"
-        )
+        query = f"SELECT CASE {case} END, coalesce({at}, 0), coalesce({size}, 0), r.sent FROM rows r {joins} ORDER BY r.n"
         for values in self._sql.execute(query):
             if self.stopped:
                 raise Interrupted
@@ -231,7 +245,11 @@ class State:
     def try_none_again(self, *, file: int | None = None) -> None:
         """The rows that were sent had their try in this command; with ``file``, only those that have a line there."""
         self._begin()
-        has_line = "" if file is None else f"AND EXISTS (SELECT 1 FROM known k WHERE k.file = {file} AND k.id = rows.id)"
+        has_line = (
+            ""
+            if file is None
+            else f"AND EXISTS (SELECT 1 FROM known k WHERE k.file = {file} AND k.id = rows.id)"
+        )
         self._sql.execute(f"INSERT OR IGNORE INTO tried SELECT id, digest FROM rows WHERE sent {has_line}")
         self.commit()
 
