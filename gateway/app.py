@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import cached, completions, models, operations, stored, usage
+from gateway import batch_results, batches, cached, completions, files, models, operations, stored, usage
 from gateway.context import open_context
 from gateway.http import Call, Endpoint, error_reply
 from schemas.codec import dumps
@@ -88,6 +88,16 @@ def _api(prefix: str) -> list[Route]:
         Route(f"{prefix}/organization/usage/completions", Endpoint(GET=usage.completions)),
         Route(f"{prefix}/organization/costs", Endpoint(GET=usage.organization_costs)),
         Route(f"{prefix}/cache", Endpoint(GET=cached.statistics, DELETE=cached.purge)),
+        Route(f"{prefix}/files", Endpoint(POST=files.create, GET=files.listing)),
+        Route(f"{prefix}/files/{{id}}", Endpoint(GET=files.retrieve, DELETE=files.delete)),
+        Route(f"{prefix}/files/{{id}}/content", Endpoint(GET=files.content)),
+        Route(f"{prefix}/batches", Endpoint(POST=batches.create, GET=batches.listing)),
+        Route(f"{prefix}/batches/estimate", Endpoint(POST=batches.estimate)),
+        Route(f"{prefix}/batches/{{id}}", Endpoint(GET=batches.retrieve)),
+        Route(f"{prefix}/batches/{{id}}/results", Endpoint(GET=batch_results.results)),
+        Route(f"{prefix}/batches/{{id}}/failures", Endpoint(GET=batch_results.failures)),
+        Route(f"{prefix}/batches/{{id}}/cancel", Endpoint(POST=batches.cancel)),
+        Route(f"{prefix}/batches/{{id}}/retry", Endpoint(POST=batches.retry)),
         Route(f"{prefix}/models", Endpoint(GET=models.listing)),
         Route(f"{prefix}/models/{{model:path}}", Endpoint(GET=models.retrieve)),
     ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from gateway.caller import identify
-from gateway.http import Call, Reply, integer
+from gateway.http import Call, Reply
 from producers.submit import Caller
 from schemas.errors import InvalidRequest
+from schemas.headers import integer
 
 
 async def _tenant(call: Call) -> Caller:

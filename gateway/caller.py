@@ -8,12 +8,10 @@ import time
 from consumers.lookup import Completion
 from gateway.http import Call
 from producers.submit import Caller
-from schemas.errors import InvalidRequest, NotFound, Unauthenticated
+from schemas.errors import NotFound, Unauthenticated
+from schemas.headers import name
 from schemas.ids import is_completion_id
 from stores.apikeys import ApiKey, check_stream_token
-
-#: Characters of X-On-Behalf-Of and of Idempotency-Key.
-NAME_LIMIT = 256
 
 
 async def authenticate(call: Call) -> ApiKey:
@@ -49,11 +47,7 @@ def named(call: Call, header: str) -> str | None:
         value = value.encode("latin-1").decode()  # UTF-8 on the wire, whatever HTTP's own charset is
     except UnicodeError:
         pass
-    if not value.strip() or len(value) > NAME_LIMIT or not value.isprintable():
-        raise InvalidRequest(
-            f"'{header}' must be 1 to {NAME_LIMIT} printable characters.", param=header, code="invalid_header"
-        )
-    return value
+    return name(value, header=header)
 
 
 async def owned(call: Call, caller: Caller, completion_id: str) -> Completion:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from typing import Any
 
 import msgspec
@@ -12,19 +11,19 @@ from starlette.requests import ClientDisconnect
 
 from consumers.follow import Follow, collect, failure_of, renderer_for
 from consumers.lookup import Completion, from_result
+from consumers.present import status_body
 from consumers.reader import LogReader
 from gateway.caller import authenticate, caller_with, named, owned
-from gateway.http import Accepted, Call, Headers, Reply, integer
+from gateway.http import Accepted, Call, Headers, Reply
 from gateway.leaving import cancels, leave, unless_left
 from gateway.streaming import EventStream, OpenAIFraming, SeedFraming
 from producers.submit import Caller, Submission
 from schemas.caching import cache_policy
 from schemas.errors import GenerationFailed, NotFound, TailraceError
+from schemas.headers import cache_directives, integer
 from schemas.request import ChatCompletionRequest, parse_request
 from schemas.states import Queue, State
 from stores.keylimits import Ticket
-
-_DIRECTIVE = re.compile(r"\s*([A-Za-z-]+)(?:\s*=\s*\"?([^\",]*)\"?)?\s*")
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -66,18 +65,6 @@ async def read_headers(call: Call) -> Asked:
         cancels(call, key),
         Ticket(call.context.key_limits, key) if key.limited else None,
     )
-
-
-def cache_directives(header: str | None) -> dict[str, str]:
-    """Raises InvalidRequest for a ``max-age`` that is no number of seconds; unknown directives are passed over."""
-    found: dict[str, str] = {}
-    for part in (header or "").split(","):
-        match = _DIRECTIVE.fullmatch(part)
-        if match:
-            found[match[1].lower()] = (match[2] or "").strip()
-    if "max-age" in found:
-        integer(found["max-age"], name="cache-control: max-age", least=0)
-    return found
 
 
 async def stream(call: Call) -> Any:
@@ -248,21 +235,3 @@ def follow_headers(follow: Follow) -> Headers:
     if follow.age is not None:
         headers["age"] = str(follow.age)
     return headers
-
-
-def status_body(completion: Completion) -> dict[str, Any]:
-    """A completion without its answer: while it runs, and where there is none."""
-    body: dict[str, Any] = {
-        "id": completion.id,
-        "object": "chat.completion",
-        "created": completion.created,
-        "model": completion.model,
-        "resolved_model": completion.resolved_model,
-        "resolved_provider": completion.provider,
-        "status": completion.state.public,
-        "choices": [],
-        "metadata": completion.metadata,
-    }
-    if completion.failure is not None:
-        body |= GenerationFailed(completion.failure).body()
-    return body

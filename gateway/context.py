@@ -11,21 +11,25 @@ from sqlalchemy import Engine
 
 from consumers.follow import Followers
 from consumers.lookup import Finder
+from producers.batches import BatchMaker
 from producers.catalog import Catalog
 from producers.publish import Publisher, make_publisher
 from producers.submit import Submitter
 from schemas.settings import Settings
 from stores.admission import Admission
 from stores.apikeys import KeyRing
+from stores.batches import Batches
 from stores.books import Books
 from stores.cache import Cache, CacheLimits
 from stores.config import read_providers
+from stores.files import Files
 from stores.flights import Flights
 from stores.keylimits import KeyLimits
 from stores.migration import check_schema
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.sql import make_engine
+from stores.storage import Storage, open_storage
 from stores.usage import UsageReports
 
 #: The longest statement of a request, in seconds.
@@ -33,6 +37,8 @@ STATEMENT_SECONDS = 5.0
 #: Threads for what waits for the database, more than it has connections: while it is silent each of them waits for some
 #: seconds, and a request that needs nothing but a key must find one.
 THREADS = 64
+#: Threads for the bytes of files, which may wait for a slow storage.
+FILE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class Context:
     books: Books
     usage: UsageReports
     cache: Cache
+    files: Files
+    storage: Storage
+    file_threads: ThreadPoolExecutor
+    batches: Batches
+    batch_maker: BatchMaker
     flights: Flights
     keys: KeyRing
     catalog: Catalog
@@ -61,6 +72,7 @@ class Context:
         await self.followers.close()
         await self.http.aclose()
         await self.publisher.close()
+        self.file_threads.shutdown(wait=False)
         self.redis.close()
         self.engine.dispose()
 
@@ -68,11 +80,13 @@ class Context:
 async def open_context(settings: Settings) -> Context:
     """Raises ConfigurationError and Unavailable: each with one line that says what to change."""
     providers = read_providers(settings)
+    storage = open_storage(settings)
+    storage.prepare()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "gateway"))
     engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
     check_schema(engine)
     redis = await Redis.open(settings.redis_url, partitions=settings.partitions)
-    books = Books(engine)
+    books, files, batches = Books(engine), Files(engine), Batches(engine)
     http = httpx.AsyncClient(timeout=5.0)
     catalog = Catalog(providers, http)
     publisher = make_publisher(settings)
@@ -87,6 +101,11 @@ async def open_context(settings: Settings) -> Context:
         books=books,
         usage=UsageReports(engine),
         cache=Cache(engine),
+        files=files,
+        storage=storage,
+        file_threads=ThreadPoolExecutor(FILE_THREADS, "files"),
+        batches=batches,
+        batch_maker=BatchMaker(redis, batches, files, storage),
         flights=Flights(redis),
         keys=KeyRing(engine, settings.key_cache_seconds, grace_seconds=settings.key_grace_seconds),
         catalog=catalog,

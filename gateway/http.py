@@ -17,7 +17,6 @@ from gateway.context import Context
 from schemas.codec import dumps
 from schemas.errors import (
     GenerationFailed,
-    InvalidRequest,
     LimitReached,
     MethodNotAllowed,
     Restarted,
@@ -28,10 +27,6 @@ from schemas.errors import (
 
 log = logging.getLogger("tailrace.gateway")
 
-#: No index, limit or number of a sample is greater.
-MOST = 2**53
-
-_INTEGER = re.compile(r"[+-]?[0-9]{1,64}")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Headers = dict[str, str]
 
@@ -173,13 +168,3 @@ class Endpoint:
             return error_reply(
                 TailraceError(f"Something went wrong here. Tell us the request id: {call.request_id}.")
             )
-
-
-def integer(value: str, *, name: str, least: int) -> int:
-    """A header's or query parameter's integer; one beyond MOST is taken for MOST. Raises InvalidRequest."""
-    text = value.strip()
-    if not _INTEGER.fullmatch(text) or int(text) < least:
-        raise InvalidRequest(
-            f"'{name}' must be an integer of at least {least}, not {value[:40]!r}.", param=name
-        )
-    return min(int(text), MOST)

@@ -11,13 +11,15 @@ import msgspec
 
 from consumers.follow import renderer_for
 from consumers.lookup import Completion, from_books
+from consumers.present import status_body, whole_body
 from gateway import leaving
 from gateway.caller import authenticate, identify, owned, reader_of
-from gateway.completions import completion_headers, status_body
-from gateway.http import Call, Reply, integer
+from gateway.completions import completion_headers
+from gateway.http import Call, Reply
 from gateway.streaming import EventStream, SeedFraming
 from producers.submit import Caller
 from schemas.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from schemas.headers import integer
 from schemas.ids import is_completion_id
 from schemas.request import validate_metadata
 from schemas.states import PUBLIC_STATUSES, State
@@ -43,35 +45,16 @@ async def retrieve(call: Call) -> Reply:
 
 async def present(call: Call, completion: Completion) -> dict[str, Any]:
     """A completion as a ``chat.completion``; of a failed or cancelled one, what there is of the answer."""
-    body = status_body(completion)
     if not completion.ended:
-        return body
+        return status_body(completion)
     follow = await call.context.followers.open(completion)
     fold, _ = await follow.fold(renderer_for(completion))
     answer = fold.completion() if follow.last >= 0 else {}
-    merged: dict[str, Any] = {"choices": [], **answer, **{k: v for k, v in body.items() if k != "choices"}}
-    if "usage" not in merged:
-        merged |= await _counted(call, completion)
-    return merged
-
-
-async def _counted(call: Call, completion: Completion) -> dict[str, Any]:
-    """The usage of a completion whose provider sent none; nothing before it is settled."""
     usage = completion.usage
-    if usage is None:
+    if usage is None and "usage" not in answer:
         row = await asyncio.to_thread(call.context.books.completion, completion.id)
         usage = row.usage if row is not None else None
-    if usage is None:
-        return {}
-    tokens = usage.tokens
-    return {
-        "usage": {
-            "prompt_tokens": tokens.prompt_tokens,
-            "completion_tokens": tokens.completion_tokens,
-            "total_tokens": tokens.total_tokens,
-            "estimated": tokens.estimated,
-        }
-    }
+    return whole_body(completion, answer, usage)
 
 
 async def listing(call: Call) -> Reply:

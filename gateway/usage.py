@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from gateway.caller import authenticate, named
-from gateway.http import Call, Reply, integer
+from gateway.http import Call, Reply
 from schemas.buckets import COSTS_WIDTH, WIDTHS, Width, decode_page, encode_page, page_of
 from schemas.errors import Forbidden, InvalidRequest
+from schemas.headers import integer
 from schemas.prices import NANO
 from stores.apikeys import ApiKey
 from stores.usage import GROUPS, UsageQuery, UsageSum

@@ -1,4 +1,4 @@
-"""A wake-up as Celery's workers want it, made without Celery.
+"""Wake-ups and jobs as Celery's workers want them, made without Celery.
 
 Through Celery a message costs 0.3 to 1.3 ms of CPU. So Celery makes one for each queue at the start, and every later
 one is that sample with other ids put in.
@@ -14,7 +14,7 @@ import msgspec
 from celery import Celery
 from kombu import Connection
 
-from schemas.messaging import GENERATE, WakeUp, celery_config, wake_up
+from schemas.messaging import GENERATE, Job, WakeUp, celery_config, job_id, wake_up
 from schemas.settings import Settings
 from schemas.states import Queue
 
@@ -39,13 +39,20 @@ class Messages:
         app.close()
 
     def message(self, wake: WakeUp) -> Message:
-        sample = self._samples[wake["queue"]]
+        return self._made(wake["queue"], GENERATE, wake["id"], wake, "")
+
+    def job(self, task: str, job: Job, queue: str) -> Message:
+        return self._made(queue, task, job_id(task, job), job, repr((job,)))
+
+    def _made(self, queue: str, task: str, id: str, argument: WakeUp | Job, shown: str) -> Message:
+        """``shown`` is what Flower tells of the argument."""
+        sample = self._samples[queue]
         _, options, embed = msgspec.json.decode(sample.body)
         return Message(
-            body=msgspec.json.encode([[wake], options, embed]),
+            body=msgspec.json.encode([[argument], options, embed]),
             headers=sample.headers
-            | {"id": wake["id"], "root_id": wake["id"], "argsrepr": "", "kwargsrepr": ""},
-            properties=sample.properties | {"correlation_id": wake["id"]},
+            | {"task": task, "id": id, "root_id": id, "argsrepr": shown, "kwargsrepr": ""},
+            properties=sample.properties | {"correlation_id": id},
             content_type=sample.content_type,
             content_encoding=sample.content_encoding,
         )

@@ -13,14 +13,14 @@ import msgspec
 from producers.message import Message, Messages
 from producers.rabbitmq import RabbitPublisher
 from schemas.errors import ConfigurationError, Unavailable
-from schemas.messaging import BROKER_PREFIX, WakeUp, on_rabbitmq, probe, wake_up
+from schemas.messaging import BROKER_PREFIX, Job, on_rabbitmq, probe, wake_up
 from schemas.settings import Settings
 from stores.redis import PATIENCE, RETRY_FIRST, RETRY_LAST, Node
 from stores.wire import Address, WireError
 
 
 class Publisher(Protocol):
-    """Sends wake-ups by task name; knows nothing of the workers."""
+    """Sends wake-ups and jobs by task name; knows nothing of the workers."""
 
     async def publish(self, generation: str, queue: str, seq: int) -> None:
         """Returns once the broker has the message. Raises Unavailable."""
@@ -28,6 +28,10 @@ class Publisher(Protocol):
 
     async def probe(self, partition: int, queue: str, seq: int) -> None:
         """As ``publish``, a message without work: it tells that those before it have been taken."""
+        ...
+
+    async def send(self, task: str, job: Job, queue: str) -> None:
+        """As ``publish``, a job of a batch."""
         ...
 
     async def close(self) -> None: ...
@@ -53,19 +57,22 @@ class RedisPublisher:
         self._messages = Messages(settings)
 
     async def publish(self, generation: str, queue: str, seq: int) -> None:
-        await self._put(wake_up(generation, queue, seq))
+        await self._put(queue, self._messages.message(wake_up(generation, queue, seq)))
 
     async def probe(self, partition: int, queue: str, seq: int) -> None:
-        await self._put(probe(partition, queue, seq))
+        await self._put(queue, self._messages.message(probe(partition, queue, seq)))
 
-    async def _put(self, wake: WakeUp) -> None:
-        message = _element(self._messages.message(wake))
+    async def send(self, task: str, job: Job, queue: str) -> None:
+        await self._put(queue, self._messages.job(task, job, queue))
+
+    async def _put(self, queue: str, message: Message) -> None:
+        element = _element(message)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
         pause = RETRY_FIRST
         while True:
             try:
-                await (await self._node.wire()).call("LPUSH", BROKER_PREFIX + wake["queue"], message)
+                await (await self._node.wire()).call("LPUSH", BROKER_PREFIX + queue, element)
                 return
             except hiredis.ReplyError as error:
                 raise Unavailable(f"The broker does not take messages: {error}") from error

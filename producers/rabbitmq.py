@@ -21,7 +21,7 @@ from celery import Celery
 
 from producers.message import Message, Messages, producing_app
 from schemas.errors import Unavailable
-from schemas.messaging import HEARTBEAT, WakeUp, on_rabbitmq, probe, wake_up
+from schemas.messaging import HEARTBEAT, Job, on_rabbitmq, probe, wake_up
 from schemas.settings import Settings
 from stores.redis import PATIENCE, RETRY_FIRST, RETRY_LAST
 
@@ -58,13 +58,16 @@ class RabbitPublisher:
         self._thread.start()
 
     async def publish(self, generation: str, queue: str, seq: int) -> None:
-        await self._put(wake_up(generation, queue, seq))
+        await self._put(queue, self._messages.message(wake_up(generation, queue, seq)))
 
     async def probe(self, partition: int, queue: str, seq: int) -> None:
-        await self._put(probe(partition, queue, seq))
+        await self._put(queue, self._messages.message(probe(partition, queue, seq)))
 
-    async def _put(self, wake: WakeUp) -> None:
-        order = _Order(wake["queue"], self._messages.message(wake), until=time.monotonic() + PATIENCE)
+    async def send(self, task: str, job: Job, queue: str) -> None:
+        await self._put(queue, self._messages.job(task, job, queue))
+
+    async def _put(self, queue: str, message: Message) -> None:
+        order = _Order(queue, message, until=time.monotonic() + PATIENCE)
         self._inbox.put(order)
         await asyncio.wrap_future(order.done)
 

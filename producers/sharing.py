@@ -44,9 +44,11 @@ class Sharing:
         self._cache = cache
         self._limits = limits
 
-    async def share(self, record: Accepted, policy: CachePolicy, *, timeout_ms: int = 0) -> Shared | None:
+    async def share(
+        self, record: Accepted, policy: CachePolicy, *, timeout_ms: int = 0, books: bool = True
+    ) -> Shared | None:
         """The completion, accepted, where somebody else's work answers it. None: it is to be accepted as work of its
-        own, and until then its flight is reserved.
+        own, and until then its flight is reserved. ``books``: look into those too.
 
         Raises CacheMiss where nothing else will do, and Unavailable.
         """
@@ -92,7 +94,7 @@ class Sharing:
                         case _:
                             instead = generation
                 case Reserved() | Nothing():
-                    shared = await self._from_books(record, max_age_ms)
+                    shared = await self._from_books(record, max_age_ms) if books else None
                     if isinstance(found, Reserved) and shared is not None:
                         await self.abandon(record)
                     if shared is None and policy.only:

@@ -6,6 +6,9 @@ from enum import StrEnum
 
 #: Rows of a slice.
 SLICE_ROWS = 100
+#: How long whoever was dealt a job of a batch, or a slice, is believed to be at it unless it is heard of, in
+#: milliseconds.
+JOB_LEASE_MS = 15_000
 #: Celery's tasks for a batch; each has one argument, a ``Job``.
 VALIDATE, SLICE, FINALIZE = "tailrace.validate", "tailrace.slice", "tailrace.finalize"
 
@@ -44,3 +47,18 @@ class RowError(StrEnum):
     CANCELLED = "batch_cancelled"
     TIMEOUT = "request_timeout"
     STOPPED = "batch_stopped"
+    DELETED = "answer_deleted"
+
+
+#: What a batch may ask for, under either of our paths.
+ENDPOINTS = ("/v1/chat/completions", "/api/v1/llm/chat/completions")
+#: Rows under way at once, where ``max_concurrency`` is not sent, and the most of it.
+DEFAULT_CONCURRENCY, MAX_CONCURRENCY = 1000, 100_000
+#: The part of failed rows that stops a batch, where ``max_error_rate`` is not sent.
+DEFAULT_ERROR_RATE = 0.5
+#: The longest ``completion_window``, in hours.
+MAX_WINDOW_HOURS = 365 * 24
+#: Characters of a ``custom_id``.
+MAX_CUSTOM_ID = 512
+#: Bad lines that a batch's ``errors`` tell of.
+MAX_ERRORS = 1000

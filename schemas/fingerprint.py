@@ -15,16 +15,15 @@ VERSION = 1
 #: How a completion is delivered, kept or labelled; and ``model``, in whose place the resolved one counts.
 NOT_IN_ANSWER = frozenset({"model", "stream", "stream_options", "user", "metadata", "store", "timeout"})
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
 
 def canonical_json(value: Any) -> bytes:
     """One spelling for equal JSON values: sorted keys, no whitespace, 1e2 and 100.0 as 100, -0.0 as 0.
 
     Raises ValueError for NaN and infinity, TypeError for what JSON has no shape for.
     """
-    text = json.dumps(
-        _integral(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode("utf-8", "surrogatepass")
+    return _encode(_integral(value)).encode("utf-8", "surrogatepass")
 
 
 def fingerprint(*, tenant: str, provider: str, model: str, params: dict[str, Any], sample: int | None) -> str:
@@ -55,11 +54,12 @@ def answer_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _integral(value: Any) -> Any:
-    """``value`` with its integral floats made integers."""
+    """``value`` with its integral floats made integers. Strings are most of what there is, and need no call."""
     if type(value) is float:
         return int(value) if value.is_integer() else value
     if isinstance(value, dict):
-        return {key: _integral(item) for key, item in cast("dict[Any, Any]", value).items()}
+        pairs = cast("dict[Any, Any]", value).items()
+        return {key: item if type(item) is str else _integral(item) for key, item in pairs}
     if isinstance(value, list | tuple):
-        return [_integral(item) for item in cast("list[Any]", value)]
+        return [item if type(item) is str else _integral(item) for item in cast("list[Any]", value)]
     return value

@@ -96,6 +96,11 @@ class Keys:
         """When workers last reached this partition, and since when without a gap."""
         return f"{self.prefix}heard"
 
+    @property
+    def bulk(self) -> str:
+        """The living workers for bulk. In partition 0."""
+        return f"{self.prefix}bulk"
+
     def rank(self, role: str) -> str:
         return f"{self.prefix}lock:{role}:rank"
 

@@ -1,6 +1,7 @@
 """What producers and workers agree on about Celery: task names, queues, the message, the broker's settings.
 
-A message carries ids only: the work itself is in Redis, and a message is a wake-up for it.
+A message carries ids only: the work itself is in Redis, or in SQL for the jobs of a batch, and a message is a wake-up
+for it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,29 @@ def wake_up(generation: str, queue: str, seq: int) -> WakeUp:
 def probe(partition: int, queue: str, seq: int) -> WakeUp:
     id = f"probe-{partition}-{queue}-{seq}"
     return {"v": VERSION, "id": id, "queue": queue, "seq": seq, "partition": partition}
+
+
+class Job(TypedDict):
+    """The one argument of the tasks of a batch (``schemas/batches.py``): for whoever finds the ``token`` in SQL.
+    ``first`` names one of its slices."""
+
+    v: int
+    batch: str
+    token: str
+    first: NotRequired[int]
+
+
+def job(batch: str, token: str, first: int | None = None) -> Job:
+    made: Job = {"v": VERSION, "batch": batch, "token": token}
+    if first is not None:
+        made["first"] = first
+    return made
+
+
+def job_id(task: str, job: Job) -> str:
+    """Celery's id of a job: no two messages that were dealt share one."""
+    what = f"{job['first']}" if "first" in job else task.removeprefix("tailrace.")
+    return f"{job['batch']}-{what}-{job['token']}"
 
 
 def on_rabbitmq(settings: Settings) -> bool:

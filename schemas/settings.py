@@ -43,8 +43,8 @@ class Settings(BaseSettings):
     #: How long a cached result has a copy in Redis after it was made or asked for in SQL; and the largest such copy.
     cache_hot_seconds: float = Field(default=600.0, gt=0)
     cache_hot_bytes: int = Field(default=64 * 1024, ge=0)
-    #: Where files are: a folder, which gateways and workers share, or ``s3://bucket/prefix``. In the home folder where it
-    #: is not set.
+    #: Where files are: a folder, which gateways and workers share, or ``s3://bucket/prefix``; ``files`` in the home
+    #: folder where it is not set. Then the largest file, and the most rows of a batch.
     files: str | None = None
     max_file_bytes: int = Field(default=16 * 1024**3, gt=0)
     max_batch_rows: int = Field(default=5_000_000, gt=0)

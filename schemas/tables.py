@@ -207,11 +207,12 @@ files = Table(
     Column("id", Text, primary_key=True),  # file-<32 hex>
     Column("tenant", Text, nullable=False),
     Column("key_id", Text, nullable=False),
+    Column("end_user", Text),
     Column("purpose", Text, nullable=False),  # batch, evals, user_data, batch_output
     Column("filename", Text, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Column("expires_ms", BigInteger),
+    Column("expires_ms", BigInteger),  # from then on it is not there for anybody
     Index(None, "tenant", "created_ms", "id"),
 )
 
@@ -300,5 +301,5 @@ batch_slices = Table(
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("cost_nano", BigInteger),
-    Index(None, "batch_id", "state", "first"),
+    Index(None, "batch_id", "state", "provider", "first"),
 )

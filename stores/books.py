@@ -200,6 +200,16 @@ class Books:
             connection.execute(delete(results).where(_r.generation_id == generation, _ORPHANED))
             return True
 
+    def keep_no_text(self, ids: Sequence[str]) -> None:
+        """Completions that were stored are so no longer, and what they said goes, unless another one points to it."""
+        mark = update(completions).where(among(_c.id)).values(store=False)
+        own = select(_c.generation_id).where(among(_c.id))
+        with writing(self.engine) as connection:
+            lock(connection, LOCK_BOOKS)
+            connection.execute(mark, {"ids": [*ids]})
+            gone = delete(results).where(_r.generation_id.in_(own), _ORPHANED)
+            connection.execute(gone, {"ids": [*ids]})
+
     def drop_orphaned_results(self, uncache: Uncache | None = None) -> int:
         """Drop every result that no stored completion points to, and say how many there were. The cache's entries for
         them go along: ``uncache`` is told their fingerprints, by which Redis may have copies."""

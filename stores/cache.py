@@ -103,6 +103,29 @@ class Cache:
         )
         return result, max(0, now - result.ended_ms)
 
+    def find_all(self, tenant: str, fingerprints: Sequence[str]) -> dict[str, tuple[Result, int]]:
+        """The results for some requests, without their text, each with its age in milliseconds."""
+        now = self._clock()
+        columns = (_k.fingerprint, _k.generation_id, _g.provider, _g.model, _k.created_ms, _g.base, _g.next)
+        statement = (
+            select(*columns)
+            .join_from(cache, generations, _g.id == _k.generation_id)
+            .where(_k.tenant == tenant, among(_k.fingerprint), _k.expires_ms > now)
+        )
+        with reading(self._engine) as connection:
+            found = connection.execute(statement, {"ids": [*fingerprints]})
+            return {row[0]: (Result(*row[1:]), max(0, now - row.created_ms)) for row in found}
+
+    def ages(self, tenant: str, fingerprints: Sequence[str]) -> dict[str, int]:
+        """Those that have a result, with its age in milliseconds."""
+        now = self._clock()
+        statement = select(_k.fingerprint, _k.created_ms).where(
+            _k.tenant == tenant, among(_k.fingerprint), _k.expires_ms > now
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(statement, {"ids": [*fingerprints]})
+            return {row.fingerprint: max(0, now - row.created_ms) for row in rows}
+
     def statistics(self, tenant: str) -> Statistics:
         entries = select(
             func.count(), func.sum(_k.bytes), func.min(_k.created_ms), func.max(_k.created_ms)

@@ -1,17 +1,21 @@
 """The Celery app: ``celery -A workers.app worker``.
 
-Celery carries dispatch, routing, scaling and Flower's view. A task lasts as long as its generation streams; the bytes
-flow on the process's own asyncio loop (``workers/runtime.py``).
+Celery carries dispatch, routing, scaling and Flower's view. A task lasts as long as its generation streams, or the
+rows of its slice do; the bytes flow on the process's own asyncio loop (``workers/runtime.py``).
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from celery import Celery
 
-from schemas.messaging import GENERATE, HOUSEKEEPING, WakeUp, celery_config
+from schemas.batches import FINALIZE, SLICE, VALIDATE
+from schemas.messaging import GENERATE, HOUSEKEEPING, Job, WakeUp, celery_config
+from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
 from stores.retention import prune
@@ -19,6 +23,8 @@ from workers.steps import AcknowledgeStep, QuietConsumerStep, RuntimeStep
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
+
+log = logging.getLogger("tailrace.worker")
 
 DAY_MS = 24 * 3600 * 1000
 #: Between runs of the periodic house-keeping, in seconds.
@@ -44,6 +50,36 @@ app.steps["consumer"].update((QuietConsumerStep, AcknowledgeStep))
 def generate(message: WakeUp) -> str:
     """One attempt at one generation. It has no body here: the pool puts it on the loop of the streams."""
     raise RuntimeError(f"{message['id']} needs the pool workers.pool:TaskPool")
+
+
+@app.task(name=SLICE)
+def run_slice(job: Job) -> str:
+    """Some rows of a batch. It has no body here: the pool puts it on the loop of the streams."""
+    raise RuntimeError(f"{job['batch']} needs the pool workers.pool:TaskPool")
+
+
+@app.task(name=VALIDATE)
+def validate_batch(job: Job) -> str:
+    """The lines of a batch's file become its rows."""
+    from workers.bulk.validate import validate  # beat and Flower load this app too, and need none of it
+
+    return _batch_job(job, validate)
+
+
+@app.task(name=FINALIZE)
+def finalize_batch(job: Job) -> str:
+    """What became of a batch's rows becomes its output and error files."""
+    from workers.bulk.finalize import finalize
+
+    return _batch_job(job, finalize)
+
+
+def _batch_job(job: Job, do: Callable[[Runtime, str, str], object]) -> str:
+    if job["v"] > VERSION:
+        log.error("a message of version %s: update this worker", job["v"])
+        return "newer"
+    token = _runtime().take_job(job["batch"], job["token"])
+    return "stale" if token is None else str(do(_runtime(), job["batch"], token))
 
 
 @app.task(name=HOUSEKEEPING)

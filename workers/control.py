@@ -1,5 +1,5 @@
 """The control thread of a worker process: lease renewal, recovery, and for the partitions that it leads the ledger
-drain, the reaper and the reconciler.
+drain, the reaper, the reconciler and the dealing of batches.
 
 It has an event loop of its own, so nothing here waits behind streams. Each partition has one leader among all worker
 processes, by an expiring lock that fences what it does. A worker for bulk goes before one whose streams somebody
@@ -27,11 +27,13 @@ from schemas.settings import Settings
 from schemas.states import Queue
 from stores.books import Books
 from stores.cache import CacheLimits
+from stores.dealing import Dealing
 from stores.ledger import BATCH, LEADERSHIP_MS, Ledger
 from stores.outcomes import Calm, Crashes, Rank, Renewal
 from stores.permits import Permits
 from stores.redis import Redis
 from stores.scripts import Scripts
+from workers.bulk.dealer import BatchDealer, register, unregister
 from workers.dealing import Dealer
 from workers.reaper import Reaper
 from workers.reconcile import Reconciler
@@ -51,6 +53,10 @@ DISPATCH_PAUSE = 0.25
 MESSAGES_PAUSE = 1.0
 #: Between comparisons of the books with Redis, in seconds.
 BOOKS_PAUSE = 60.0
+#: Between the times when a worker for bulk says that it lives, in seconds.
+REGISTER_PAUSE = 2.0
+#: Between looks at open batches, in seconds, while there are any.
+BATCHES_PAUSE = 0.25
 #: Between looks for work to recover, in seconds, where nobody calls.
 RECOVER_PAUSE = 1.0
 #: Streams that a process may recover at once, beyond what its pool runs.
@@ -68,9 +74,9 @@ PARTITION_SECONDS = 1.0
 
 
 class Control:
-    """``slots`` is how many streams the pool takes; ``held`` is the generator's; ``begin`` starts an attempt on the
-    loop of the streams and tells of its end there; ``on_renewal`` is told of leases that were lost or are to be
-    cancelled.
+    """``bulk``: this worker takes batches. ``slots`` is how many streams the pool takes; ``held`` is the generator's;
+    ``begin`` starts an attempt on the loop of the streams and tells of its end there; ``on_renewal`` is told of leases
+    that were lost or are to be cancelled.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class Control:
         providers: Providers,
         *,
         token: str,
-        rank: Rank,
+        bulk: bool,
         slots: int,
         held: dict[str, str],
         begin: Callable[[WakeUp, Callable[[str | BaseException], None]], None],
@@ -90,7 +96,8 @@ class Control:
         self._books = books
         self._providers = providers
         self._token = token
-        self._rank = rank
+        self._bulk = bulk
+        self._rank = Rank.FIRST if bulk else Rank.SECOND
         self._slots = slots
         self._held = held
         self._begin = begin
@@ -166,6 +173,8 @@ class Control:
         self._reconciler = Reconciler(redis, self._books, publisher)
         permits = Permits(redis, window_ms=int(settings.limit_window_seconds * 1000))
         dealer = self._dealer = Dealer(redis, permits, self._providers, self._reconciler)
+        dealing = Dealing(self._books.engine)
+        self._batch_dealer = BatchDealer(redis, dealing, publisher, self._providers.providers)
         jobs = [
             asyncio.create_task(self._forever(job, pause))
             for job, pause in (
@@ -178,6 +187,8 @@ class Control:
                 (self._dispatch, DISPATCH_PAUSE),
                 (self._messages, MESSAGES_PAUSE),
                 (self._compare, BOOKS_PAUSE),
+                (self._register, REGISTER_PAUSE),
+                (self._batches, BATCHES_PAUSE),
             )
         ]
         await self._stop.wait()
@@ -331,3 +342,13 @@ class Control:
     async def _compare(self) -> None:
         if 0 in self._led:
             await self._reconciler.books()
+
+    async def _register(self) -> None:
+        if self._bulk and not self._draining:
+            await register(self._redis, self._token, self._slots)
+        elif self._bulk:
+            await unregister(self._redis, self._token, self._slots)
+
+    async def _batches(self) -> None:
+        if 0 in self._led:
+            await self._batch_dealer.deal()

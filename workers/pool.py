@@ -1,9 +1,9 @@
-"""Celery's threads pool, in which a generation takes no thread.
+"""Celery's threads pool, in which neither a generation nor a slice of a batch takes a thread.
 
 A generate task goes from Celery's thread straight onto the loop of the streams, and its end comes back through a pipe
 that Celery's hub reads. On a thread of its own it would be handed over twice more each way; and with
 ``worker_disable_prefetch`` a worker that was full would notice a freed slot only when its hub wakes, up to a second
-later. Other tasks have a thread.
+later. A slice is the same with many generations. Other tasks have a thread.
 
 Use: ``CELERY_CUSTOM_WORKER_POOL=workers.pool:TaskPool celery -A workers.app worker -P custom``.
 """
@@ -24,14 +24,17 @@ from billiard.einfo import ExceptionInfo
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Reject
 
-from schemas.messaging import GENERATE, STOPPING, WakeUp
+from schemas.batches import SLICE
+from schemas.messaging import GENERATE, STOPPING, Job, WakeUp, job_id
+from schemas.states import Queue
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 log = logging.getLogger("tailrace.worker")
 
-_decode_body = msgspec.json.Decoder(tuple[tuple[WakeUp], Any, Any]).decode
+_decode_wake = msgspec.json.Decoder(tuple[tuple[WakeUp], Any, Any]).decode
+_decode_job = msgspec.json.Decoder(tuple[tuple[Job], Any, Any]).decode
 
 
 class TaskPool(ThreadPool):
@@ -57,13 +60,18 @@ class TaskPool(ThreadPool):
         accept_callback: Callable[..., Any] | None = None,
         **options: Any,
     ) -> Any:
-        if args and args[0] == GENERATE and callback is not None:
-            running = _Running(callback)
+        if args and args[0] in (GENERATE, SLICE) and callback is not None:
+            running = _Running(args[0], callback)
             if accept_callback is not None:
                 accept_callback(os.getpid(), time.monotonic())
+            runtime = cast("Runtime", self.app.runtime)
             try:
-                ((running.message,), _, _) = _decode_body(args[3])
-                cast("Runtime", self.app.runtime).begin(running.message, lambda end: self._end(running, end))
+                if running.task == GENERATE:
+                    ((running.wake,), _, _) = _decode_wake(args[3])
+                    runtime.begin(running.wake, lambda end: self._end(running, end))
+                else:
+                    ((running.job,), _, _) = _decode_job(args[3])
+                    runtime.begin_slice(running.job, lambda end: self._end(running, end))
             except Exception as error:  # noqa: BLE001 (the task fails, whatever is wrong with its message)
                 self._end(running, error)
             return running
@@ -79,7 +87,7 @@ class TaskPool(ThreadPool):
         os.close(write)
 
     def _end(self, running: _Running, end: str | BaseException) -> None:
-        """On the loop of the streams: what became of a generate task."""
+        """On the loop of the streams: what became of a task."""
         running.end = end
         self._finished.append(running)
         self._wake()
@@ -97,14 +105,15 @@ class TaskPool(ThreadPool):
         """On Celery's thread: tell it of the tasks that ended."""
         while self._finished:
             running = self._finished.popleft()
-            end, message = running.end, running.message
-            if end == STOPPING and message is not None:
+            end = running.end
+            if end == STOPPING and (address := running.address) is not None:
                 # It was taken from its queue just then, and is for the next worker.
-                task = self.app.tasks[GENERATE]
+                message, queue, id = address
+                task = self.app.tasks[running.task]
                 if task.acks_late:
                     end = Reject(STOPPING, requeue=True)
                 else:
-                    task.apply_async(args=(message,), queue=message["queue"], task_id=message["id"])
+                    task.apply_async(args=(message,), queue=queue, task_id=id)
             seconds = time.monotonic() - running.since
             if isinstance(end, BaseException):
                 try:
@@ -112,17 +121,26 @@ class TaskPool(ThreadPool):
                 except Reject:
                     running.callback((1, ExceptionInfo(), seconds))
                 except BaseException:
-                    log.exception("a generate task failed: %s", message)
+                    log.exception("%s failed: %s", running.task, running.wake or running.job)
                     running.callback((1, ExceptionInfo(), seconds))
             else:
                 running.callback((0, repr(end), seconds))
 
 
 class _Running:
-    """A generate task under way. ``callback`` is Celery's, for (failed, result, seconds)."""
+    """A task under way without a thread. ``callback`` is Celery's, for (failed, result, seconds)."""
 
-    def __init__(self, callback: Callable[[tuple[int, Any, float]], Any]) -> None:
+    def __init__(self, task: str, callback: Callable[[tuple[int, Any, float]], Any]) -> None:
+        self.task = task
         self.callback = callback
         self.since = time.monotonic()
-        self.message: WakeUp | None = None
+        self.wake: WakeUp | None = None
+        self.job: Job | None = None
         self.end: str | BaseException = ""
+
+    @property
+    def address(self) -> tuple[WakeUp | Job, str, str] | None:
+        """The message, its queue and its id; None for one that can't be read."""
+        if self.wake is not None:
+            return self.wake, self.wake["queue"], self.wake["id"]
+        return None if self.job is None else (self.job, Queue.BULK.value, job_id(self.task, self.job))

@@ -10,28 +10,33 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from secrets import token_hex
 from typing import Any
 
 import uvloop
 from sqlalchemy import Engine
 
 from consumers.hub import Hub
+from schemas.batches import JOB_LEASE_MS
 from schemas.errors import Unavailable
 from schemas.keys import Keys
-from schemas.messaging import STOPPING, WakeUp
+from schemas.messaging import STOPPING, Job, WakeUp
 from schemas.prices import Prices
+from schemas.providers import Resolved
 from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
 from stores.config import read_providers
 from stores.flights import Flights
-from stores.outcomes import Crashes, Rank, Renewal
+from stores.outcomes import Crashes, Renewal
 from stores.redis import Redis
 from stores.scripts import Scripts
+from stores.slices import Slices as SliceTable
 from stores.sql import make_engine
 from stores.wire import WireError
+from workers.bulk.slices import Slices
 from workers.control import Control
 from workers.generate import Generator
 
@@ -58,7 +63,7 @@ class Runtime:
         self._bulk = bulk
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._providers = read_providers(settings)
-        self._engine: Engine = make_engine(settings.database_url, connect=False)
+        self.engine: Engine = make_engine(settings.database_url, connect=False)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="streams", daemon=True)
         self._ready = threading.Event()
@@ -100,15 +105,18 @@ class Runtime:
             crashes=Crashes(self.settings.max_crashes),
             window_ms=int(self.settings.limit_window_seconds * 1000),
         )
+        self._slices = Slices(
+            self.settings, self._redis, scripts, self.generator, self._providers, self.engine
+        )
         self._hub = Hub(self._redis)
         for keys in self._redis.keyspace:
             await self._listen(keys)
         self._control = Control(
             self.settings,
-            Books(self._engine, prices=Prices(self._providers.providers)),
+            Books(self.engine, prices=Prices(self._providers.providers)),
             self._providers,
             token=self.worker,
-            rank=Rank.FIRST if self._bulk else Rank.SECOND,
+            bulk=self._bulk,
             slots=self._slots,
             held=self.generator.held,
             begin=self.begin,
@@ -145,11 +153,31 @@ class Runtime:
             return
         queue, seq = message["queue"], message["seq"]
         partition = message.get("partition")
-        attempt = self._loop.create_task(
+        self._follow(
             self.generator.run(message["id"], queue, seq)
             if partition is None
-            else self.generator.probed(partition, queue, seq)
+            else self.generator.probed(partition, queue, seq),
+            on_end,
         )
+
+    def begin_slice(self, job: Job, on_end: Callable[[str | BaseException], None]) -> None:
+        """A slice of a batch, as ``begin``."""
+        try:
+            self._loop.call_soon_threadsafe(self._begin_slice, job, on_end)
+        except RuntimeError:  # the loop is closed by now
+            on_end(STOPPING)
+
+    def _begin_slice(self, job: Job, on_end: Callable[[str | BaseException], None]) -> None:
+        if self._stopping:
+            on_end(STOPPING)
+        elif job["v"] > VERSION:
+            log.error("a message of version %s: update this worker", job["v"])
+            on_end("newer")
+        else:
+            self._follow(self._slices.run(job), on_end)
+
+    def _follow(self, work: Coroutine[Any, Any, str], on_end: Callable[[str | BaseException], None]) -> None:
+        attempt = self._loop.create_task(work)
         self._attempts.add(attempt)
 
         def done(attempt: asyncio.Task[str]) -> None:
@@ -162,8 +190,27 @@ class Runtime:
     def submit(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    @property
+    def stopping(self) -> bool:
+        """A job in a thread is to end soon; another worker does it."""
+        return self._stopping
+
+    def now_ms(self) -> int:
+        """Redis's time, for a thread. Raises Unavailable."""
+        return self.submit(self._redis.now_ms(0)).result()
+
+    def resolve(self, model: str) -> Resolved:
+        """What a model name means, for a thread. Raises ModelNotFound."""
+        return self.submit(self._slices.catalog.resolve(model)).result()
+
+    def take_job(self, batch: str, token: str) -> str | None:
+        """A batch's own job for whoever brings its token: the token from now on; None where it is another's."""
+        own = token_hex(8)
+        until = self.now_ms() + JOB_LEASE_MS
+        return own if SliceTable(self.engine).take_job(batch, token, own, until) else None
+
     def books(self) -> Books:
-        return Books(self._engine)
+        return Books(self.engine)
 
     def uncache(self, fingerprints: Sequence[str]) -> None:
         """Drop Redis's copies of results that are gone. Raises Unavailable."""
@@ -174,6 +221,7 @@ class Runtime:
         if not self._stopping:
             self._stopping = True
             self._control.drain()
+            self._loop.call_soon_threadsafe(self._slices.release)
             self._drainer.start()
 
     def _drain(self) -> None:
@@ -191,7 +239,7 @@ class Runtime:
         self.submit(self._close()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
-        self._engine.dispose()
+        self.engine.dispose()
 
     async def _see_off(self) -> None:
         if self._attempts:
@@ -201,6 +249,7 @@ class Runtime:
 
     async def _close(self) -> None:
         await self._hub.close()
+        await self._slices.close()
         await self.generator.close()
         self._redis.close()
 

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("end_user", sa.Text()),
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("filename", sa.Text(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
@@ -112,7 +113,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("batch_id", "first", name="pk_batch_slices"),
     )
-    op.create_index("ix_batch_slices_batch_id_state_first", "batch_slices", ["batch_id", "state", "first"])
+    op.create_index(
+        "ix_batch_slices_batch_id_state_provider_first",
+        "batch_slices",
+        ["batch_id", "state", "provider", "first"],
+    )
 
 
 def downgrade() -> None:
