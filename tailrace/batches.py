@@ -20,7 +20,7 @@ from urllib.parse import quote
 from tailrace import backoff
 from tailrace._http import Http
 from tailrace.atomic import replacing
-from tailrace.errors import ConnectionFailed, Unavailable
+from tailrace.errors import ConnectionFailed, NotFound, Unavailable
 
 #: Batches and files asked for in one page of a list.
 PAGE = 100
@@ -133,10 +133,20 @@ class Batch:
         return (await self._http.request("GET", f"{self._path}/failures"))["data"]
 
     async def download(self, file: BinaryIO) -> int:
-        """Write the rows that have an end, failed ones too, as JSON lines in the order of the input; so many bytes.
+        """Write the lines of all rows that have an end, failed ones too, behind where ``file`` stands; so many bytes.
 
-        While the batch runs these are the ones that have ended by now.
+        While the batch runs these are the rows that have ended by now, in the order of the input; after it the answers,
+        then the failed rows.
         """
+        now = await self.retrieve()
+        ids = [now[name] for name in ("output_file_id", "error_file_id") if now.get(name)]
+        if now["status"] in ENDED and ids:
+            start = file.tell()
+            try:
+                return sum([await Files(self._http).download(id, file) for id in ids])
+            except NotFound:  # a file has been deleted, or is past its time; the rows may not be
+                file.seek(start)
+                file.truncate()
         return await self._http.download(f"{self._path}/results", file)
 
     async def save(self, path: Path | str) -> None:
