@@ -8,6 +8,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from schemas.files import LONGEST_LIFE, SHORTEST_LIFE, UPLOADABLE, Purpose
 from schemas.request import ChatCompletionRequest
 from schemas.states import PUBLIC_STATUSES
 
@@ -183,6 +184,7 @@ def _paths() -> dict[str, Any]:
                 _answers(),
             ),
         },
+        **_file_paths(),
         "/v1/models": {"get": _operation("The models and aliases that can be asked for", [], _answers())},
         "/v1/models/{model}": {
             "get": _operation(
@@ -202,6 +204,47 @@ def _paths() -> dict[str, Any]:
                 ),
                 "security": [],
             }
+        },
+    }
+
+
+def _file_paths() -> dict[str, Any]:
+    id = {**_ID, "description": "file-…"}
+    form = {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"enum": [*UPLOADABLE]},
+            "expires_after[anchor]": {"enum": ["created_at"]},
+            "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_LIFE, "maximum": LONGEST_LIFE},
+        },
+        "additionalProperties": False,
+    }
+    upload = _operation("Upload a file", [_BEHALF], _answers(s413="Larger than TAILRACE_MAX_FILE_BYTES."))
+    upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    listing = [
+        _BEHALF,
+        _query("purpose", "", {"enum": [*Purpose]}),
+        _query("limit", "", {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 10_000}),
+        _query("order", "By time of creation.", {"enum": ["asc", "desc"], "default": "desc"}),
+        _query("after", "The id before this page's first.", {"type": "string"}),
+    ]
+    raw = {"type": "string", "format": "binary"}
+    return {
+        "/v1/files": {"post": upload, "get": _operation("List files", listing, _answers())},
+        "/v1/files/{id}": {
+            "get": _operation("One file", [id, _BEHALF], _answers()),
+            "delete": _operation(
+                "Delete a file", [id, _BEHALF], _answers(s409="A batch that has not ended reads it.")
+            ),
+        },
+        "/v1/files/{id}/content": {
+            "get": _operation(
+                "The bytes of a file",
+                [id, _BEHALF],
+                _answers(content="application/octet-stream", schema=raw),
+            )
         },
     }
 

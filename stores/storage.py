@@ -206,6 +206,8 @@ class ObjectStorage:
     def _failing(self) -> Generator[None]:
         try:
             yield
+        except FileNotFoundError as error:
+            raise FileNotFoundError(_line(error)) from error
         except self._failure as error:
             raise OSError(_line(error)) from error
 

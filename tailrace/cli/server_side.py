@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from schemas.settings import Settings
     from stores.redis import Redis
+    from stores.storage import Storage
 
 T = TypeVar("T")
 
@@ -96,6 +97,22 @@ def settings_of(home: Path | None, folder: Path) -> tuple[Settings, bool]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise TailraceError(f"TAILRACE_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+
+
+def open_storage(home: Path | None) -> Storage:
+    """Where the files of the stack are: ``TAILRACE_FILES``, else what ``connection.json`` says, else the home folder.
+
+    Raises the server's errors, for the block of ``database``.
+    """
+    from schemas.settings import Settings
+    from stores import storage
+
+    folder = connection.home_path(home)
+    there = connection.read(folder)
+    given = os.environ.get("TAILRACE_FILES") if home is None else None
+    return storage.open_storage(
+        Settings(home=folder, files=given or (there.files if there is not None else None) or None)
+    )
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
