@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Engine, and_, func, insert, literal_column, select, update
+from sqlalchemy import Boolean, ColumnElement, Engine, and_, func, insert, literal_column, select, update
 
 from schemas.batches import BatchStatus
 from schemas.errors import Failure
@@ -67,7 +67,7 @@ class BatchEnds:
             if is_sqlite(engine)
             else "position('\"store\"'::bytea in batch_rows.body) > 0"
         )
-        self._unstored = literal_column(sought).label("r_unstored")
+        self._unstored: ColumnElement[bool] = literal_column(sought, Boolean())
 
     def page(self, batch: str, first: int) -> list[RowOver]:
         """The rows from ``first`` on, ``PAGE`` of them at most; none past the end."""
@@ -103,7 +103,7 @@ class BatchEnds:
         mine = and_(_n.batch_id == batch, _n.n >= first, _n.n < first + PAGE)
         with reading(self.engine) as connection:
             rows = connection.execute(
-                select(_n.completion_id, _n.body).where(mine, literal_column(self._unstored.element.text))
+                select(_n.completion_id, _n.body).where(mine, self._unstored.label("r_unstored"))
             )
             return [(row.completion_id, bytes(row.body)) for row in rows]
 
