@@ -177,7 +177,7 @@ def test_one_idempotency_key_makes_one_batch(api: Api) -> None:
 
 
 def test_a_batch_that_has_not_ended_is_not_retried(api: Api) -> None:
-    file_id = upload(api, [row("a", body=asking("a", fake={"pause": 60}))])
+    file_id = upload(api, [row("a", body=asking("a", fake={"headers_delay_ms": 30_000}))])
     id = api.post("/v1/batches", json=body(file_id)).json()["id"]
     assert refusal(api.post(f"/v1/batches/{id}/retry"))[0] == 409
     assert refusal(api.post(f"/v1/batches/{id}/retry", json={"codes": "x"})) == (
