@@ -27,7 +27,7 @@ from tailrace.errors import (
     Unavailable,
 )
 from tailrace.handles import Chunk, Completion, Status
-from tailrace.sync import SyncClient, SyncCompletion
+from tailrace.sync import SyncBatch, SyncClient, SyncCompletion
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "RateLimited",
     "Restarted",
     "Status",
+    "SyncBatch",
     "SyncClient",
     "SyncCompletion",
     "TailraceError",

@@ -49,7 +49,7 @@ class Files:
         It is read and sent piece by piece. Raises APIError, ConnectionFailed, OSError.
         """
         if isinstance(file, (str, Path)):
-            with Path(file).open("rb") as opened:
+            with _opened(Path(file)) as opened:
                 return await self.upload(opened, purpose=purpose, name=name or Path(file).name)
         return await self._http.upload("/v1/files", file, name or "batch.jsonl", {"purpose": purpose})
 
@@ -110,26 +110,24 @@ class Batch:
 
     async def wait(self) -> dict[str, Any]:
         """The ``batch`` object of its end."""
-        now: dict[str, Any] = {}
+        last: dict[str, Any] = {}
         async for now in self.watch():
-            pass
-        return now
+            last = now
+        return last
 
     async def cancel(self) -> dict[str, Any]:
         """Ask for the end of it: what was answered stays, the rest is not sent."""
         return await self._http.request("POST", f"{self._path}/cancel")
 
-    async def retry(
-        self, *, errors: Sequence[str] = (), idempotency_key: str | None = None
-    ) -> tuple[Batch, dict[str, Any]]:
+    async def retry(self, *, errors: Sequence[str] = (), idempotency_key: str | None = None) -> Batch:
         """A new batch of the rows that failed, or only of those that failed with one of the codes ``errors``."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         body = {"codes": [*errors]} if errors else {}
         made = await self._http.request("POST", f"{self._path}/retry", body=body, headers=headers)
-        return Batch(self._http, made["id"]), made
+        return Batch(self._http, made["id"])
 
     async def failures(self) -> Sequence[dict[str, Any]]:
-        """Why rows failed: ``{"code", "status", "message", "count", "example": {"custom_id", "line"}}`` for each reason."""
+        """Reasons of failed rows: ``{"code", "status", "message", "count", "example": {"custom_id", "line"}}``."""
         return (await self._http.request("GET", f"{self._path}/failures"))["data"]
 
     async def download(self, file: BinaryIO) -> int:
@@ -237,6 +235,10 @@ async def _pages(
             left -= len(page["data"])
         if not page.get("has_more") or not page["data"]:
             return
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _part(id: str) -> str:

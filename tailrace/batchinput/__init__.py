@@ -1,4 +1,4 @@
-"""What a person has, as lines of OpenAI's Batch format: rows read from JSONL, CSV or Parquet, and rendered one by one."""
+"""What a person has, as lines of OpenAI's Batch format: rows of JSONL, CSV or Parquet, rendered one by one."""
 
 from tailrace.batchinput.readers import InvalidRow, Source, read
 from tailrace.batchinput.rendering import Rendered, Renderer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import importlib
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -107,13 +108,14 @@ def _csv(path: Path, delimiter: str) -> Iterator[Source | InvalidRow]:
 
 
 def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
+    nothing: list[str] = []
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = [name.strip() for name in next(reader, nothing)]
     except csv.Error as error:
         raise TailraceError(f"{path} is not valid CSV: {error}") from None
     if not _is_text(names):
         raise TailraceError(f"{path} is not UTF-8 text")
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next(iter({name for name in names if names.count(name) > 1}), None)
     if twice is not None:
         raise TailraceError(f"{path}: the header has the column {twice!r} more than once")
     return names
@@ -130,16 +132,15 @@ def _is_text(cells: Iterable[str]) -> bool:
 
 def _parquet(path: Path) -> Iterator[Source]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        arrow: Any = importlib.import_module("pyarrow")  # it has no types
+        parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise TailraceError(
             "reading Parquet takes the package pyarrow: pip install 'tailrace[parquet]'"
         ) from None
-    arrow: Any = pyarrow  # it has no types
     number = 0
     try:
-        with arrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1

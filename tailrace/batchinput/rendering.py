@@ -114,9 +114,7 @@ class Renderer:
             used.add("prompt")
         else:
             names = ", ".join(map(repr, list(row)[:8])) or "no columns"
-            raise InvalidRow(
-                line, f"has neither 'prompt' nor 'messages' nor 'body' (it has {names}): see --template"
-            )
+            raise InvalidRow(line, f"has no 'prompt', 'messages' or 'body' (it has {names}): see --template")
         request: dict[str, Any] = {"messages": messages}
         if self._model is None and row.get("model"):
             request = {"model": row["model"], **request}

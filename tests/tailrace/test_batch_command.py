@@ -164,7 +164,9 @@ def test_failed_rows_exit_3_and_are_asked_again_by_the_next_run(batch: Batch) ->
     assert batch.lines("bad.jsonl") == []
 
 
-def test_retry_sends_the_failed_rows_alone_and_their_answers_join_the_file(batch: Batch, stack: Stack) -> None:
+def test_retry_sends_the_failed_rows_alone_and_their_answers_join_the_file(
+    batch: Batch, stack: Stack
+) -> None:
     mine = marked("retried", 3)
     mine[2]["body"]["fake"] = [{"status": 400}, {"chunks": 1}]
     batch.write(mine)
@@ -270,7 +272,9 @@ def test_two_commands_on_one_output_do_not_mix(batch: Batch, stack: Stack) -> No
     process = batch.start("run", "in.jsonl", "-o", "out.jsonl")
     try:
         wait_until(lambda: len(asked(stack, prompts("held "))) == 1, SECONDS, "row that was asked")
-        assert "another command works on out.jsonl" in complaint(batch("run", "in.jsonl", "-o", "out.jsonl"), 1)
+        assert "another command works on out.jsonl" in complaint(
+            batch("run", "in.jsonl", "-o", "out.jsonl"), 1
+        )
     finally:
         said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
@@ -317,7 +321,7 @@ def test_invalid_rows_are_told_by_line_and_field_and_nothing_is_sent(batch: Batc
     assert done.stderr.splitlines() == [
         "tailrace: in.jsonl, line 2: body.messages: must be an array with a message at least",
         "tailrace: in.jsonl, line 4: prompt: is empty",
-        "tailrace: in.jsonl, line 5: has neither 'prompt' nor 'messages' nor 'body' (it has 'question'): see --template",
+        "tailrace: in.jsonl, line 5: has no 'prompt', 'messages' or 'body' (it has 'question'): see --template",
         "tailrace: nothing was sent; --skip-invalid leaves invalid rows out",
     ]
     assert batch.list() == []
@@ -396,7 +400,7 @@ def test_a_terminal_gets_a_bar_and_ctrl_c_detaches(batch: Batch, stack: Stack) -
         stdin=ours,
         stdout=ours,
         stderr=ours,
-        preexec_fn=lambda: _own_terminal(ours),
+        preexec_fn=lambda: _own_terminal(ours),  # noqa: PLW1509 - there is no other way to give it the terminal
     )
     os.close(ours)
     screen = Screen(terminal)
@@ -433,7 +437,9 @@ class Screen:
     def wait_for(self, pattern: str) -> re.Match[str]:
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
-            found = re.search(pattern, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._sent.decode(errors="replace")))
+            found = re.search(
+                pattern, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._sent.decode(errors="replace"))
+            )
             if found:
                 return found
             if select.select([self._descriptor], [], [], 0.2)[0]:
@@ -442,9 +448,7 @@ class Screen:
 
 
 def test_a_dry_run_tells_what_it_would_come_to_and_sends_nothing(batch: Batch, stack: Stack) -> None:
-    mine = [
-        {"custom_id": f"d{n}", "topic": f"dry {n}"} for n in range(4)
-    ]
+    mine = [{"custom_id": f"d{n}", "topic": f"dry {n}"} for n in range(4)]
     batch.write(mine)
     how = ("--model", "priced:fake", "--template", "Tell me: {{ topic }}", "--param", "temperature=0")
     done = batch("run", "in.jsonl", "-o", "out.jsonl", *how, "--dry-run")

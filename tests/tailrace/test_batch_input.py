@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from tailrace.errors import TailraceError
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
+def _how(how: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "m", **how}
+
+
 def rendered(path: Path, **how: Any) -> list[Rendered | InvalidRow]:
-    renderer = Renderer(**{"model": "m", **how})
+    renderer = Renderer(**_how(how))
     found: list[Rendered | InvalidRow] = []
     for source in read(path):
         try:
@@ -35,7 +40,7 @@ def file(tmp_path: Path, text: str | bytes, name: str = "in.jsonl") -> Path:
 
 
 def one(row: dict[str, Any], **how: Any) -> Rendered:
-    return Renderer(**{"model": "m", **how}).render(Source(1, row, json.dumps(row).encode()))
+    return Renderer(**_how(how)).render(Source(1, row, json.dumps(row).encode()))
 
 
 def sent(row: Rendered | InvalidRow) -> dict[str, Any]:
@@ -105,7 +110,10 @@ def test_rows_without_an_id_are_called_by_what_they_ask(tmp_path: Path) -> None:
 
 def test_jsonl_with_bom_crlf_and_empty_lines(tmp_path: Path) -> None:
     path = file(tmp_path, b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b"}')
-    assert [(row.line, sent(row)["body"]["messages"][0]["content"]) for row in rendered(path)] == [(1, "a"), (3, "b")]
+    assert [(row.line, sent(row)["body"]["messages"][0]["content"]) for row in rendered(path)] == [
+        (1, "a"),
+        (3, "b"),
+    ]
 
 
 def test_csv_with_quotes_line_breaks_and_a_bom(tmp_path: Path) -> None:
@@ -118,16 +126,16 @@ def test_csv_with_quotes_line_breaks_and_a_bom(tmp_path: Path) -> None:
 
 
 def test_a_cell_of_csv_may_have_messages_as_json(tmp_path: Path) -> None:
-    path = file(tmp_path, "id\tmessages\n1\t" + json.dumps(MESSAGES).replace('"', '""').join('""') + "\n", "in.tsv")
+    path = file(
+        tmp_path, "id\tmessages\n1\t" + json.dumps(MESSAGES).replace('"', '""').join('""') + "\n", "in.tsv"
+    )
     assert sent(rendered(path)[0])["body"]["messages"] == MESSAGES
 
 
 def test_parquet_by_its_library(tmp_path: Path) -> None:
     pyarrow: Any = pytest.importorskip("pyarrow")
     parquet: Any = pytest.importorskip("pyarrow.parquet")
-    import datetime
-
-    when = datetime.date(2026, 1, 31)
+    when = date(2026, 1, 31)
     table = pyarrow.table(
         {"id": [1, None], "messages": [MESSAGES, MESSAGES], "day": [when, when], "raw": [b"ab", None]}
     )
@@ -162,7 +170,7 @@ def test_a_file_that_is_not_parquet_is_one_error(tmp_path: Path) -> None:
         (b'{"prompt": 3}', "line 1: prompt: must be a string"),
         (b'{"messages": []}', "line 1: messages: must be an array"),
         (b'{"messages": ["hi"]}', "line 1: messages[0]: must be an object with a 'role'"),
-        (b'{"text": "hi"}', "line 1: has neither 'prompt' nor 'messages' nor 'body' (it has 'text')"),
+        (b'{"text": "hi"}', "line 1: has no 'prompt', 'messages' or 'body' (it has 'text')"),
         (b'{"custom_id": "", "prompt": "hi"}', "line 1: custom_id: must be a string"),
         (b'{"custom_id": [1], "prompt": "hi"}', "line 1: custom_id: must be a string"),
         (b'{"custom_id": "a", "body": 1}', "line 1: body: must be a JSON object"),

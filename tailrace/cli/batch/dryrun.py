@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -107,7 +108,7 @@ def _here(made: Plan, spool: BinaryIO, home: Path | None) -> dict[str, Any]:
     }
 
 
-def _prices(home: Path | None) -> Any:
+def _prices(home: Path | None) -> Callable[[str, Any], int | None]:
     """What tokens of a model cost; None where nobody knows."""
     from schemas.errors import ModelNotFound
     from schemas.prices import Prices
@@ -119,7 +120,7 @@ def _prices(home: Path | None) -> Any:
         path = providers.choose(connection.home_path(home), os.environ.get("TAILRACE_PROVIDERS"), None)
         found = load_providers(path.read_text("utf-8"), source=str(path))
     except StackError:
-        return lambda model, usage: None
+        return _unknown
     prices, now_ms = Prices(found.providers), time.time_ns() // 1_000_000
 
     def cost(model: str, usage: Any) -> int | None:
@@ -130,6 +131,10 @@ def _prices(home: Path | None) -> Any:
         return prices.cost_nano(resolved.provider, resolved.model, usage, now_ms)
 
     return cost
+
+
+def _unknown(model: str, usage: Any) -> int | None:
+    return None
 
 
 def _report(made: Plan, found: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +166,8 @@ def _print(made: Plan, found: dict[str, Any]) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<10}{value}")
-    for error in found.get("errors") or []:
+    errors: list[dict[str, Any]] = found.get("errors") or []
+    for error in errors:
         print(f"invalid   line {error['line']} of what would be sent: {error['message']}")
     if made.first is not None:
         print("\nthe first row, as it would be sent:")

@@ -17,7 +17,7 @@ import tailrace
 from tailrace.batches import ENDED, Batch
 from tailrace.cli.batch.lines import FAILED, OLD, Written, take, write
 from tailrace.cli.batch.plan import Input, Plan, plan
-from tailrace.cli.batch.progress import progress, rows
+from tailrace.cli.batch.progress import errors_of, progress, rows
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.output import say, warn
 from tailrace.errors import TailraceError
@@ -33,8 +33,8 @@ REASONS = 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """``output`` None: nothing is fetched, as `submit` does. ``server`` tells servers apart. ``others``: answers stay that
-    belong to no row of the input. ``input`` None: of a command that sends nothing."""
+    """``output`` None: nothing is fetched, as `submit` does. ``server`` tells servers apart. ``others``: answers stay
+    that belong to no row of the input. ``input`` None: of a command that sends nothing."""
 
     input: Input | None
     output: Path | None
@@ -199,7 +199,7 @@ async def _create(client: tailrace.Client, state: State, file: str, settings: di
 
 
 async def _go_on(batch: Batch, state: State, job: Job) -> Outcome | None:
-    """Get the results of the batch of an earlier command. None: there may be rows that it did not have, or never sent."""
+    """Get the results of the batch of an earlier command. None: there may be rows that it had not, or never sent."""
     now = await batch.retrieve()
     over = now["status"] in ENDED
     if not over and job.detach:
@@ -293,7 +293,7 @@ def _leave_out(state: State, job: Job, outcome: Outcome) -> bool:
     assert outcome.batch is not None
     if not job.skip_invalid:
         return False
-    errors: list[dict[str, Any]] = (outcome.batch.get("errors") or {}).get("data") or []
+    errors = errors_of(outcome.batch)
     lines = [error for error in errors if error.get("line")]
     if not lines or len(lines) < len(errors):
         explain(state, outcome.batch)
@@ -306,7 +306,7 @@ def _leave_out(state: State, job: Job, outcome: Outcome) -> bool:
 
 def explain(state: State, batch: dict[str, Any]) -> None:
     """Say why a batch has not completed, by the lines of the input."""
-    errors: list[dict[str, Any]] = (batch.get("errors") or {}).get("data") or []
+    errors = errors_of(batch)
     for error in errors[:REASONS]:
         line = error.get("line")
         at = state.sent_line(line) if line else None

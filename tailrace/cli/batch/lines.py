@@ -65,7 +65,7 @@ class _Extras(msgspec.Struct):
 
 
 class Written(msgspec.Struct):
-    """How many lines are where. ``missing``: rows without an end; ``dropped``: lines of the old output that have no row."""
+    """How many lines are where. ``missing``: rows without an end; ``dropped``: lines of the output without a row."""
 
     answered: int = 0
     failed: int = 0
@@ -200,9 +200,9 @@ def _reading(path: Path) -> Generator[BinaryIO | None]:
 def merge(
     state: State, fetched: BinaryIO, kept: BinaryIO, output: Path, errors: Path, *, empty_errors: bool
 ) -> Written:
-    """Write what the server sent into files that may have lines already, with nothing known of the input: each line takes
-    the place of the one with its custom_id, and has of it what is ours, if the row is the same. An answer stays where
-    there is none in what was sent."""
+    """Write what the server sent into files that may have lines already, with nothing known of the input: each line
+    takes the place of the one with its custom_id, and has of it what is ours, if the row is the same. An answer stays
+    where there is none in what was sent."""
     for path, file in ((output, OUTPUT), (errors, ERRORS)):
         look(state, path, file, by_id=True)
         for line, _, _ in _results(path):

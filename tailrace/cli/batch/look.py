@@ -19,7 +19,7 @@ import tailrace
 from tailrace.batches import ENDED, Batch
 from tailrace.cli.batch import job, server
 from tailrace.cli.batch.lines import merge
-from tailrace.cli.batch.progress import cost_of, money, rows
+from tailrace.cli.batch.progress import cost_of, errors_of, money, rows
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.options import Home, Json
 from tailrace.cli.output import say, warn
@@ -185,10 +185,10 @@ def list_batches(
     for batch in found:
         counts = batch["request_counts"]
         numbers = [f"{counts[name]:,}" for name in ("total", "completed", "failed")]
-        name = (batch.get("metadata") or {}).get("name") or ""
+        name = _name(batch) or ""
         cells = (
             batch["id"],
-            _time(batch["created_at"]),
+            _time(batch["created_at"]) or "",
             batch["status"],
             *numbers,
             money(cost_of(batch)),
@@ -211,7 +211,7 @@ def show(id: Id, as_json: Json = False, home: Home = None) -> None:
         print(json.dumps(batch | {"failures": failures}))
         return
     _print_batch(batch)
-    errors: list[dict[str, Any]] = (batch.get("errors") or {}).get("data") or []
+    errors = errors_of(batch)
     if errors:
         print("\nwhy it failed")
     for error in errors:
@@ -220,7 +220,7 @@ def show(id: Id, as_json: Json = False, home: Home = None) -> None:
     if failures:
         print("\nwhy rows failed")
     for reason in failures:
-        example = reason.get("example") or {}
+        example: dict[str, Any] | None = reason.get("example")
         what = " ".join(str(reason[name]) for name in ("status", "code") if reason.get(name))
         print(f"  {reason['count']:>8,}  {what}: {_short(reason.get('message') or '')}")
         if example:
@@ -232,9 +232,9 @@ def show(id: Id, as_json: Json = False, home: Home = None) -> None:
 def _print_batch(batch: dict[str, Any]) -> None:
     counts: dict[str, int] = batch["request_counts"]
     usage: dict[str, Any] = batch.get("usage") or {}
-    told = {
+    told: dict[str, Any] = {
         "batch": batch["id"],
-        "name": (batch.get("metadata") or {}).get("name"),
+        "name": _name(batch),
         "status": batch["status"],
         "model": batch.get("model"),
         "rows": f"{counts['total']:,}, {counts['completed']:,} completed, {counts['failed']:,} failed",
@@ -273,8 +273,7 @@ def retry(
     """Send the failed rows of a batch again, as a batch of their own."""
 
     async def ask(client: tailrace.Client) -> dict[str, Any]:
-        _, made = await client.batches.batch(id).retry(errors=errors or ())
-        return made
+        return await (await client.batches.batch(id).retry(errors=errors or ())).retrieve()
 
     made = _ask(home, ask)
     if as_json:
@@ -290,6 +289,11 @@ def _ask(home: Path | None, ask: Callable[[tailrace.Client], Awaitable[T]]) -> T
             return await ask(client)
 
     return asyncio.run(run())
+
+
+def _name(batch: dict[str, Any]) -> str | None:
+    metadata: dict[str, str] | None = batch.get("metadata")
+    return metadata.get("name") if metadata else None
 
 
 def _time(second: int | None) -> str | None:

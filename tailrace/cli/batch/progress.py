@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tailrace.cli.output import say
 
@@ -114,7 +114,7 @@ class _Lines:
             say(reading.status)
 
 
-class _Bar(AbstractContextManager["_Bar"]):
+class _Bar:
     def __init__(self) -> None:
         import rich.console
         import rich.progress
@@ -130,7 +130,7 @@ class _Bar(AbstractContextManager["_Bar"]):
         )
         self._task = self._progress.add_task("validating", total=None, rows="", words="")
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -155,6 +155,12 @@ def progress(*, quiet: bool) -> AbstractContextManager[Progress]:
     if quiet:
         return nullcontext(_Quiet())
     return _Bar() if sys.stdout.isatty() else nullcontext(_Lines())
+
+
+def errors_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """What validation found, or why a batch was stopped."""
+    errors: dict[str, Any] | None = batch.get("errors")
+    return errors["data"] if errors else []
 
 
 def rows(count: int) -> str:

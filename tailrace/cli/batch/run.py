@@ -85,7 +85,8 @@ def run(
     configured = server.is_configured(home)
     if detach and not configured:
         raise TailraceError(
-            "nothing would be there to go on with the batch: start a stack that stays first (tailrace up), or leave --detach out"
+            "nothing would be there to go on with the batch: first start a stack that stays (tailrace up), "
+            "or leave --detach out"
         )
     if local_model and configured:
         raise typer.BadParameter(

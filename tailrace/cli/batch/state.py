@@ -1,7 +1,8 @@
 """What a run remembers beside its output, in ``<output>.tailrace``: the rows of the input, and the batch that has them.
 
-A SQLite file: 5,000,000 rows take disk, not memory, and whatever kills the command between two steps leaves what the last
-step wrote. It is there while something is left to do, and has the lock that makes one command at a time work on an output.
+A SQLite file: 5,000,000 rows take disk, not memory, and whatever kills the command between two steps leaves what the
+last step wrote. It is there while something is left to do, and has the lock that makes one command at a time work on an
+output.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ class State:
         self._sql.execute("DELETE FROM known WHERE file = ?", (file,))
 
     def know(self, file: int, custom_id: str, digest: bytes | None, at: int, size: int) -> None:
-        """The line for ``custom_id`` is ``size`` bytes at ``at`` in one of the files that the command knows by number."""
+        """The line for ``custom_id`` is ``size`` bytes at ``at`` in a file that the command knows by its number."""
         self._begin()
         self._sql.execute(
             "INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", (file, key(custom_id), digest, at, size)
@@ -227,7 +228,8 @@ class State:
         case = " ".join(f"WHEN k{f}.at IS NOT NULL THEN {f}" for f in files)
         at = ", ".join(f"k{f}.at" for f in files)
         size = ", ".join(f"k{f}.size" for f in files)
-        query = f"SELECT CASE {case} END, coalesce({at}, 0), coalesce({size}, 0), r.sent FROM rows r {joins} ORDER BY r.n"
+        found = f"SELECT CASE {case} END, coalesce({at}, 0), coalesce({size}, 0), r.sent"
+        query = f"{found} FROM rows r {joins} ORDER BY r.n"
         for values in self._sql.execute(query):
             if self.stopped:
                 raise Interrupted
@@ -236,7 +238,8 @@ class State:
     def others(self, file: int) -> Iterator[tuple[int, int]]:
         """Where lines are that belong to no row of the input."""
         yield from self._sql.execute(
-            "SELECT at, size FROM known k WHERE file = ? AND NOT EXISTS (SELECT 1 FROM rows r WHERE r.id = k.id) ORDER BY at",
+            "SELECT at, size FROM known k WHERE file = ? "
+            "AND NOT EXISTS (SELECT 1 FROM rows r WHERE r.id = k.id) ORDER BY at",
             (file,),
         )
 
