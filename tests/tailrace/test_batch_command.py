@@ -328,6 +328,18 @@ def test_invalid_rows_are_told_by_line_and_field_and_nothing_is_sent(batch: Batc
     assert batch.names() == {"in.jsonl"}
 
 
+def test_a_custom_id_is_there_once_and_equal_rows_without_one_are_two(batch: Batch) -> None:
+    batch.write([{"id": "a", "prompt": "same"}, {"id": "a", "prompt": "other"}])
+    done = batch("run", "in.jsonl", "-o", "out.jsonl", "--model", "fake")
+    assert "in.jsonl, line 2: custom_id: 'a' is in line 1 already" in done.stderr
+    batch.write([{"prompt": "same"}, {"prompt": "same"}, {"prompt": "same"}])
+    done = batch("run", "in.jsonl", "-o", "out.jsonl", "--model", "fake")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    first, second, third = (line["custom_id"] for line in batch.lines())
+    assert (second, third) == (f"{first}-2", f"{first}-3")
+    assert "3 of 3 rows" in batch("run", "in.jsonl", "-o", "out.jsonl", "--model", "fake").stdout
+
+
 def test_skip_invalid_leaves_them_out_and_reports_them(batch: Batch, stack: Stack) -> None:
     """Rows that only the server finds invalid too, by the lines of the input."""
     mine = marked("skipped", 5)

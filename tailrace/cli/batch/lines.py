@@ -147,6 +147,8 @@ def write(
     """
     before = look(state, output, OUTPUT, by_id=by_id)
     look(state, errors, ERRORS, by_id=by_id)
+    for file in () if kept else (ANSWERED, FAILED, NEVER):
+        state.forget_known(file)
     written = Written()
     with _reading(output) as old, _reading(errors) as failed_before:
         sources = {OUTPUT: old, ERRORS: failed_before, ANSWERED: kept, FAILED: kept, NEVER: kept}

@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: Batches that a list shows where nobody says how many.
 LISTED = 20
+#: Characters of the widest line of a list.
+WIDTH = 1000
 #: Characters of a message in a table.
 MESSAGE = 100
 
@@ -195,7 +197,8 @@ def list_batches(
             name,
         )
         table.add_row(*map(escape, cells))
-    rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+    # An id is there to be copied: a terminal may break the line, but nothing is cut.
+    rich.console.Console(highlight=False, width=WIDTH).print(table, crop=False)
 
 
 def show(id: Id, as_json: Json = False, home: Home = None) -> None:

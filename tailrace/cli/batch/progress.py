@@ -15,6 +15,8 @@ from tailrace.cli.output import say
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 #: Seconds that rates are taken over.
 WINDOW = 30.0
+#: Columns of a terminal in which there is room for all that can be told.
+WIDE = 110
 #: Dollars are kept in integers, so many to one.
 NANO = 10**9
 
@@ -68,11 +70,12 @@ class Reading:
         rate = self.rows_per_second
         return (self.total - self.done) / rate if rate > 0 and self.total else None
 
-    def words(self) -> list[str]:
+    def words(self, *, tokens: bool = True) -> list[str]:
         """All that is told beside the bar."""
         found = [f"{self.failed:,} failed"]
         if self.status in ("in_progress", "cancelling") and len(self._seen) > 1:
-            found += [f"{_rate(self.rows_per_second)} rows/s", f"{_rate(self.tokens_per_second)} tokens/s"]
+            found.append(f"{_rate(self.rows_per_second)} rows/s")
+            found += [f"{_rate(self.tokens_per_second)} tokens/s"] if tokens else []
         found.append(money(self.cost))
         left = self.left if self.status == "in_progress" else None
         if left is not None:
@@ -120,12 +123,14 @@ class _Bar:
         import rich.progress
 
         self._reading = Reading()
+        console = rich.console.Console(highlight=False)
+        self._wide = console.width >= WIDE
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(bar_width=24),
+            rich.progress.BarColumn(bar_width=24 if self._wide else 8),
             rich.progress.TextColumn("{task.fields[rows]}"),
             rich.progress.TextColumn("{task.fields[words]}", style="dim"),
-            console=rich.console.Console(highlight=False, soft_wrap=True),
+            console=console,
             refresh_per_second=4,
         )
         self._task = self._progress.add_task("validating", total=None, rows="", words="")
@@ -146,7 +151,7 @@ class _Bar:
             total=reading.total or None,
             completed=reading.done,
             rows=f"{reading.done:,}/{reading.total:,}" if reading.total else "",
-            words=" · ".join(reading.words()) if reading.total else "",
+            words=" · ".join(reading.words(tokens=self._wide)) if reading.total else "",
         )
 
 

@@ -159,8 +159,9 @@ def _carry_out(what: job.Job, home: Path | None, *, configured: bool, local_mode
                 code = server.embedded(home, local_model=local_model, quiet=what.quiet, use=use)
         except KeyboardInterrupt:
             code = INTERRUPTED
-        if not ended and state.get("file") is None and state.get("batch") is None:
-            state.remove()
+        finally:
+            if not ended and state.get("file") is None and state.get("batch") is None:
+                state.remove()
         if ended:
             _tell(what, ended[0], home)
         elif code == INTERRUPTED:
