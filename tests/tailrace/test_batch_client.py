@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ async def test_from_a_file_to_its_results(stack: Stack, api: Api, tmp_path: Path
         looks = [now async for now in batch.watch()]
         assert looks[-1]["status"] == "completed"
         assert looks[-1]["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
-        assert all(one != other for one, other in zip(looks, looks[1:], strict=False))
+        assert all(one != other for one, other in itertools.pairwise(looks))
         ids = [json.loads(line)["custom_id"] async for line in batch.results()]
         assert ids == ["c0", "c1", "c2"]
         await batch.save(tmp_path / "out.jsonl")

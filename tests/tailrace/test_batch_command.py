@@ -356,6 +356,24 @@ def test_skip_invalid_leaves_them_out_and_reports_them(batch: Batch, stack: Stac
     assert [(line["custom_id"], line["error"]["line"]) for line in bad] == [(None, 2), ("r3", 4)]
     assert {line["error"]["code"] for line in bad} == {"invalid_row"}
     assert "temperature" in bad[1]["error"]["message"]
+    again = batch("run", "in.jsonl", "-o", "out.jsonl", "--skip-invalid")
+    assert again.returncode == 3, (again.stdout, again.stderr)
+    assert batch.lines("out.errors.jsonl") == bad
+
+
+def test_other_columns_are_those_that_the_row_has_now(batch: Batch, stack: Stack) -> None:
+    mine = [{"custom_id": f"c{n}", "prompt": f"columns {n}", "gold": n} for n in range(3)]
+    batch.write(mine)
+    assert batch("run", "in.jsonl", "-o", "out.jsonl", "--model", "fake").returncode == 0
+    before = batch.lines()
+    assert [line["input"] for line in before] == [{"gold": 0}, {"gold": 1}, {"gold": 2}]
+    mine[0]["gold"] = "new"
+    del mine[1]["gold"]
+    batch.write(mine)
+    assert batch("run", "in.jsonl", "-o", "out.jsonl", "--model", "fake").returncode == 0
+    assert [line.get("input") for line in batch.lines()] == [{"gold": "new"}, None, {"gold": 2}]
+    assert [line["id"] for line in batch.lines()] == [line["id"] for line in before]
+    assert len(asked(stack, prompts("columns "))) == 3
 
 
 def test_what_only_the_server_refuses_is_told_by_the_lines_of_the_input(batch: Batch) -> None:

@@ -35,7 +35,7 @@ class _Error(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    custom_id: str
+    custom_id: str | None
     response: _Response | None
     error: _Error | None = None
     #: The server's; where it is the same the row is.
@@ -87,10 +87,12 @@ def look(state: State, path: Path, file: int, *, by_id: bool = False) -> int:
     if path.exists() and not path.is_file():
         raise TailraceError(f"{path} is not a regular file")
     for line, at, size in _results(path):
-        ended_so = line.answered == (file == OUTPUT)
-        digest = ANY if by_id else bytes.fromhex(line.input_hash) if line.input_hash else None
-        state.know(file, line.custom_id, digest if ended_so else None, at, size)
         found += 1
+        if line.custom_id is None:  # a row that could not be sent
+            continue
+        ended_so = line.answered == (file == OUTPUT)
+        digest = (ANY if by_id else _digest(line.input_hash)) if ended_so else None
+        state.know(file, line.custom_id, digest, at, size)
     if not found and path.exists() and path.stat().st_size:
         raise TailraceError(f"{path} is there, with no line of results in it: choose another file")
     return found
@@ -106,6 +108,13 @@ def _results(path: Path) -> Iterator[tuple[_Line, int, int]]:
             at += len(line)
 
 
+def _digest(text: str | None) -> bytes | None:
+    try:
+        return bytes.fromhex(text) if text else None
+    except ValueError:
+        return None
+
+
 def take(state: State, fetched: BinaryIO, kept: BinaryIO) -> None:
     """Put what the server sent into ``kept``, each line with what its row says, and remember where."""
     for file in (ANSWERED, FAILED, NEVER):
@@ -114,6 +123,7 @@ def take(state: State, fetched: BinaryIO, kept: BinaryIO) -> None:
     kept.truncate()
     for line in fetched:
         row = _decode(line)
+        assert row.custom_id is not None
         digest, carried = state.row(row.custom_id) or (None, None)
         said = with_row(line, digest, carried)
         kept.write(said)
@@ -157,7 +167,7 @@ def write(
             source = sources[file]
             assert source is not None
             source.seek(at)
-            return source.read(size).rstrip(b"\n") + b"\n"
+            return source.read(size).rstrip() + b"\n"
 
         with replacing(errors) as failures:
             stayed = 0
@@ -168,7 +178,9 @@ def write(
                     elif found.file in (ANSWERED, OUTPUT):
                         written.answered += 1
                         stayed += found.file == OUTPUT
-                        results.write(line(found.file, found.at, found.size))
+                        text = line(found.file, found.at, found.size)
+                        is_old = found.file == OUTPUT and not by_id
+                        results.write(_carrying(text, found.carried) if is_old else text)
                     else:
                         written.failed += 1
                         failures.write(line(found.file, found.at, found.size))
@@ -178,7 +190,7 @@ def write(
                 written.dropped = before - stayed
                 if written.dropped and not by_id:
                     _put_aside(output)
-            for _, text in state.invalid():
+            for text in _unsent(errors) if by_id else state.invalid():
                 written.invalid += 1
                 failures.write(text + b"\n")
     if not written.failed and not written.invalid and not empty_errors:
@@ -186,11 +198,30 @@ def write(
     return written
 
 
+def _carrying(line: bytes, carried: bytes | None) -> bytes:
+    """A line of the old output with the columns that its row carries now."""
+    there = msgspec.json.decode(line, type=_Extras)
+    had = bytes(there.input) or None
+    if had == carried or there.input_hash is None:
+        return line
+    before = line.removesuffix(with_row(b"}", _digest(there.input_hash), had))
+    return with_row(before + b"}", _digest(there.input_hash), carried) if before != line else line
+
+
 def _put_aside(output: Path) -> None:
     """Answers were paid for: the file that loses some stays under another name."""
     old = output.with_name(output.name + OLD)
     old.unlink(missing_ok=True)
     os.link(output, old)
+
+
+def _unsent(errors: Path) -> Iterator[bytes]:
+    """Lines of the error file about rows that were never sent, as they have no custom_id."""
+    with _reading(errors) as file:
+        for there, at, size in _results(errors):
+            if file is not None and there.custom_id is None:
+                file.seek(at)
+                yield file.read(size).rstrip()
 
 
 @contextmanager
@@ -207,11 +238,13 @@ def merge(
     where there is none in what was sent."""
     for path, file in ((output, OUTPUT), (errors, ERRORS)):
         look(state, path, file, by_id=True)
-        for line, _, _ in _results(path):
-            state.add_id(line.custom_id, ANY)
+        for there, _, _ in _results(path):
+            if there.custom_id is not None:
+                state.add_id(there.custom_id, ANY)
     with _reading(output) as old, _reading(errors) as failed:
         for line in fetched:
             row = _decode(line)
+            assert row.custom_id is not None
             said = line
             for file, source in ((OUTPUT, old), (ERRORS, failed)):
                 place = state.place(file, row.custom_id)
@@ -219,8 +252,7 @@ def merge(
                     source.seek(place[0])
                     there = msgspec.json.decode(source.read(place[1]), type=_Extras)
                     if there.fingerprint == row.fingerprint:
-                        digest = bytes.fromhex(there.input_hash) if there.input_hash else None
-                        said = with_row(line, digest, bytes(there.input) or None)
+                        said = with_row(line, _digest(there.input_hash), bytes(there.input) or None)
             state.add_id(row.custom_id, ANY)
             state.know(row.file, row.custom_id, ANY, kept.tell(), len(said))
             kept.write(said)

@@ -21,7 +21,7 @@ SUFFIX = ".tailrace"
 #: Of the layout below.
 VERSION = "1"
 #: KiB that SQLite may keep in memory.
-CACHE_KIB = 16 * 1024
+CACHE_KIB = 48 * 1024
 
 _LAYOUT = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -45,7 +45,7 @@ class Found(NamedTuple):
     file: int | None
     at: int
     size: int
-    sent: int
+    carried: bytes | None
 
 
 class Interrupted(Exception):
@@ -59,6 +59,8 @@ class State:
         self.path = path
         #: Whoever works with it in a thread is to leave off.
         self.stopped = False
+        # Asking an empty table takes as long as all else that is done for a row.
+        self._is_known = self._is_tried = False
         try:
             self._sql = sqlite3.connect(
                 "" if path is None else path, isolation_level=None, timeout=0.5, check_same_thread=False
@@ -78,6 +80,7 @@ class State:
         if self.get("version") not in (None, VERSION):
             raise TailraceError(f"{path} is of another version of tailrace: finish there, or remove it")
         self.put(version=VERSION)
+        self._is_refused = bool(self._sql.execute("SELECT 1 FROM refused LIMIT 1").fetchone())
 
     @property
     def _output(self) -> str:
@@ -156,18 +159,15 @@ class State:
     def add_invalid(self, line: int, text: bytes) -> None:
         self._sql.execute("INSERT INTO invalid VALUES (?, ?)", (line, text))
 
-    def invalid(self) -> Iterator[tuple[int, bytes]]:
-        yield from self._sql.execute("SELECT line, text FROM invalid ORDER BY line")
+    def invalid(self) -> Iterator[bytes]:
+        """Their lines in the error file."""
+        for (text,) in self._sql.execute("SELECT text FROM invalid ORDER BY line"):
+            yield text
 
     def row(self, custom_id: str) -> tuple[bytes, bytes | None] | None:
         """What its line says beside the server's: digest, carried columns."""
         found = self._sql.execute("SELECT digest, carried FROM rows WHERE id = ?", (key(custom_id),))
         return found.fetchone()
-
-    def counts(self) -> tuple[int, int, int]:
-        """Rows, those that were sent, and invalid ones."""
-        rows, sent = self._sql.execute("SELECT count(*), coalesce(sum(sent), 0) FROM rows").fetchone()
-        return rows, sent, self._sql.execute("SELECT count(*) FROM invalid").fetchone()[0]
 
     def sent_line(self, line: int) -> int | None:
         """The input's line of the row that stands in this line, from 1, of what was sent."""
@@ -180,12 +180,15 @@ class State:
     def refuse(self, line: int, message: str, param: str | None) -> None:
         """The server finds the row in this line of what was sent invalid: it is not sent again."""
         self._begin()
+        self._is_refused = True
         self._sql.execute(
             "INSERT INTO refused SELECT id, digest, ?, ? FROM rows WHERE sent ORDER BY n LIMIT 1 OFFSET ?",
             (message, param, line - 1),
         )
 
     def refused(self, row: Rendered) -> InvalidRow | None:
+        if not self._is_refused:
+            return None
         found = self._sql.execute(
             "SELECT message, param FROM refused WHERE id = ? AND digest = ?", (key(row.custom_id), row.digest)
         ).fetchone()
@@ -200,6 +203,7 @@ class State:
     def know(self, file: int, custom_id: str, digest: bytes | None, at: int, size: int) -> None:
         """The line for ``custom_id`` is ``size`` bytes at ``at`` in a file that the command knows by its number."""
         self._begin()
+        self._is_known = True
         self._sql.execute(
             "INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", (file, key(custom_id), digest, at, size)
         )
@@ -213,6 +217,8 @@ class State:
 
     def knows(self, file: int, row: Rendered) -> bool:
         """Whether there is a line for this very row."""
+        if not self._is_known:
+            return False
         found = self._sql.execute(
             "SELECT 1 FROM known WHERE file = ? AND id = ? AND digest = ?",
             (file, key(row.custom_id), row.digest),
@@ -228,7 +234,7 @@ class State:
         case = " ".join(f"WHEN k{f}.at IS NOT NULL THEN {f}" for f in files)
         at = ", ".join(f"k{f}.at" for f in files)
         size = ", ".join(f"k{f}.size" for f in files)
-        found = f"SELECT CASE {case} END, coalesce({at}, 0), coalesce({size}, 0), r.sent"
+        found = f"SELECT CASE {case} END, coalesce({at}, 0), coalesce({size}, 0), r.carried"
         query = f"{found} FROM rows r {joins} ORDER BY r.n"
         for values in self._sql.execute(query):
             if self.stopped:
@@ -248,6 +254,7 @@ class State:
     def try_none_again(self, *, file: int | None = None) -> None:
         """The rows that were sent had their try in this command; with ``file``, only those that have a line there."""
         self._begin()
+        self._is_tried = True
         has_line = (
             ""
             if file is None
@@ -257,6 +264,8 @@ class State:
         self.commit()
 
     def tried(self, row: Rendered) -> bool:
+        if not self._is_tried:
+            return False
         found = self._sql.execute(
             "SELECT 1 FROM tried WHERE id = ? AND digest = ?", (key(row.custom_id), row.digest)
         )
