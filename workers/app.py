@@ -18,6 +18,7 @@ from schemas.messaging import GENERATE, HOUSEKEEPING, Job, WakeUp, celery_config
 from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
+from stores.batches import Batches
 from stores.files import Files
 from stores.retention import prune, prune_batches
 from stores.storage import open_storage
@@ -91,7 +92,7 @@ def housekeeping() -> int:
     runtime = _runtime()
     books, days = runtime.books(), runtime.settings.retention_days
     before_ms = None if days is None else int(time.time() * 1000 - days * DAY_MS)
-    dropped = books.drop_orphaned_results(runtime.uncache)
+    dropped = books.drop_orphaned_results(runtime.uncache) + Batches(books.engine).drop_unused_rows()
     if before_ms is not None:
         dropped += prune(books.engine, before_ms, runtime.uncache) + prune_batches(books.engine, before_ms)
     try:

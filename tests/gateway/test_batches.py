@@ -227,3 +227,93 @@ def test_an_estimate_says_what_a_batch_would_come_to_and_sends_nothing(each_api:
     answer = each_api.post("/v1/batches/estimate", json={"input_file_id": unpriced})
     assert answer.json()["cost"] is None
     assert each_api.post("/v1/batches/estimate", json={"input_file_id": "file-x"}).status_code == 404
+
+
+def over(api: Api, id: str) -> dict[str, Any]:
+    wait_until(lambda: ended(api.get(f"/v1/batches/{id}").json()), 120, f"end of {id}")
+    return api.get(f"/v1/batches/{id}").json()
+
+
+def ended(batch: dict[str, Any]) -> bool:
+    return batch["status"] in ("completed", "failed", "expired", "cancelled")
+
+
+def test_the_rows_that_failed_are_asked_again_alone(each_api: Api) -> None:
+    refused = {"fake": {"status": 400, "error": {"message": "no", "code": "bad_words"}}}
+    broken = {"fake": {"status": 500, "error": {"message": "ill"}}}
+    rows = [row(f"r{n}") for n in range(4)]
+    rows += [row("bad-1", body=asking("x", **refused), headers={"X-On-Behalf-Of": "ann", "x-sample": "2"})]
+    rows += [row("bad-2", body=asking("y", **broken)), row("bad-3", body=asking("z", **refused))]
+    made = each_api.post(
+        "/v1/batches", json=body(upload(each_api, rows), metadata={"run": "1"}, max_concurrency=9)
+    )
+    batch = over(each_api, made.json()["id"])
+    assert (batch["status"], batch["request_counts"]["failed"]) == ("completed", 3)
+    path = f"/v1/batches/{batch['id']}/retry"
+    failed = each_api.get(f"/v1/files/{batch['error_file_id']}/content").text
+    codes = {
+        line["custom_id"]: line["response"]["body"]["error"]["code"]
+        for line in map(json.loads, failed.splitlines())
+    }
+    assert codes["bad-1"] == codes["bad-3"] != codes["bad-2"]
+
+    def retried(**fields: Any) -> list[dict[str, Any]]:
+        answer = each_api.post(path, json=fields, headers={"Idempotency-Key": repr(fields)})
+        assert answer.status_code == 200, answer.text
+        again = each_api.post(path, json=fields, headers={"Idempotency-Key": repr(fields)}).json()
+        assert again["id"] == answer.json()["id"] != batch["id"]
+        assert (again["retry_of"], again["metadata"], again["max_concurrency"]) == (
+            batch["id"],
+            {"run": "1"},
+            9,
+        )
+        whole = over(each_api, again["id"])
+        assert whole["status"] == "completed"
+        content = each_api.get(f"/v1/files/{again['input_file_id']}/content").text
+        return [json.loads(line) for line in content.splitlines()]
+
+    assert [line["custom_id"] for line in retried()] == ["bad-1", "bad-2", "bad-3"]
+    first, third = retried(codes=[codes["bad-1"]])
+    assert (first["custom_id"], third["custom_id"]) == ("bad-1", "bad-3")
+    assert first["headers"] == {"X-On-Behalf-Of": "ann", "x-sample": "2"}
+    assert "headers" not in third
+    assert third["body"] == asking("z", **refused)
+    nothing = each_api.post(path, json={"codes": ["no_such_code"]})
+    assert refusal(nothing) == (409, None, "nothing_to_retry")
+
+
+def test_the_rows_that_a_cancel_left_unsent_are_asked_by_a_retry(each_api: Api) -> None:
+    slow = [row(f"r{n}", body=asking(f"{n}", fake={"headers_delay_ms": 30_000})) for n in range(120)]
+    quick = [row("quick")]
+    made = each_api.post(
+        "/v1/batches", json=body(upload(each_api, [*quick, *slow]), max_concurrency=5)
+    ).json()
+
+    def begun() -> bool:
+        return each_api.get(f"/v1/batches/{made['id']}").json()["request_counts"]["completed"] == 1
+
+    wait_until(begun, 120, "an answer")
+    assert each_api.post(f"/v1/batches/{made['id']}/cancel").status_code == 200
+    batch = over(each_api, made["id"])
+    assert (batch["status"], batch["request_counts"]) == (
+        "cancelled",
+        {"total": 121, "completed": 1, "failed": 120},
+    )
+    again = each_api.post(f"/v1/batches/{made['id']}/retry", json={"codes": ["batch_cancelled"]}).json()
+    content = each_api.get(f"/v1/files/{again['input_file_id']}/content").text
+    assert [json.loads(line)["custom_id"] for line in content.splitlines()] == [f"r{n}" for n in range(120)]
+    each_api.post(f"/v1/batches/{again['id']}/cancel")
+
+
+def test_a_row_has_the_fingerprint_of_the_same_request_by_itself(each_api: Api, each_stack: Stack) -> None:
+    """So that each finds the other's answer in the cache."""
+    request = asking("alike", temperature=0.0, max_tokens=20, n=1)
+    sent = each_api.post(CHAT, json=request, headers={"x-sample": "1"})
+    wait_until(lambda: each_api.get("/v1/cache").json()["entries"] == 1, 60, "the answer in the books")
+    alone = each_stack.books.completion(sent.headers["x-completion-id"])
+    rows = [row("a", body={**request, "stream": True, "user": "x"}, headers={"x-sample": "1"})]
+    batch = over(each_api, each_api.post("/v1/batches", json=body(upload(each_api, rows))).json()["id"])
+    output = each_api.get(f"/v1/files/{batch['output_file_id']}/content").json()
+    assert alone is not None
+    assert output["fingerprint"] == alone.fingerprint
+    assert each_api.get("/v1/cache").json()["hits"] == 1

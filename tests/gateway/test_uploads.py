@@ -111,10 +111,10 @@ def housekeep(stack: Stack) -> None:
         app.send_task(HOUSEKEEPING, queue="bulk")
 
 
-def test_a_gateway_that_is_killed_leaves_no_row(stack: Stack, api: Api, gateway: tuple[str, int]) -> None:
-    """And the temporary that it leaves goes with house-keeping, when nobody has written to it for a day."""
+@contextmanager
+def half_an_upload(stack: Stack, api: Api, url: str) -> Generator[socket.socket]:
+    """A connection on which the rest of a file doesn't come; most of what came is in the storage."""
     before = names(stack)
-    url, pid = gateway
     head = (
         f"POST {FILES} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.api_key}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: 9000000\r\n\r\n"
@@ -126,17 +126,43 @@ def test_a_gateway_that_is_killed_leaves_no_row(stack: Stack, api: Api, gateway:
             return sum((folder_of(stack) / name).stat().st_size for name in names(stack) - before)
 
         wait_until(lambda: written() >= 2 * MIB, 60, "bytes in the storage")
+        yield client
+
+
+def rows_of(stack: Stack, tenant: str) -> list[str]:
+    """All that are there, hidden ones too."""
+    with stack.engine.connect() as connection:
+        return [*connection.scalars(select(files.c.id).where(files.c.tenant == tenant))]
+
+
+def test_a_gateway_that_is_killed_leaves_no_row(stack: Stack, api: Api, gateway: tuple[str, int]) -> None:
+    """And the temporary that it leaves goes with house-keeping, when nobody has written to it for a day."""
+    before = names(stack)
+    url, pid = gateway
+    with half_an_upload(stack, api, url) as client:
         os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(100) == b""
-    assert listed(api) == []
-    with stack.engine.connect() as connection:
-        assert not connection.execute(select(files).where(files.c.tenant == api.tenant)).all()
+    assert rows_of(stack, api.tenant) == []
     (left,) = names(stack) - before
     old = time.time() - ABANDONED - 60
     os.utime(folder_of(stack) / left, (old, old))
     housekeep(stack)
     wait_until(lambda: names(stack) == before, 60, "a folder without temporaries")
+
+
+def test_a_gateway_that_stops_leaves_nothing(stack: Stack, api: Api, gateway: tuple[str, int]) -> None:
+    """When the upload's grace is over."""
+    before = names(stack)
+    url, pid = gateway
+    with half_an_upload(stack, api, url) as client:
+        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(1000):
+                pass
+    wait_until(lambda: not stack.parts["uploads"].alive, 60, "its end")
+    assert names(stack) == before
+    assert rows_of(stack, api.tenant) == []
 
 
 def test_house_keeping_removes_what_expired(each_stack: Stack, each_api: Api) -> None:
@@ -147,12 +173,7 @@ def test_house_keeping_removes_what_expired(each_stack: Stack, each_api: Api) ->
         connection.execute(update(files).where(files.c.id == expired).values(expires_ms=past))
     housekeep(each_stack)
     wait_until(lambda: expired not in names(each_stack), 60, "the end of the bytes")
-
-    def rows() -> list[str]:
-        with each_stack.engine.connect() as connection:
-            return [*connection.scalars(select(files.c.id).where(files.c.id.in_([expired, kept])))]
-
-    wait_until(lambda: rows() == [kept], 60, "the end of the row")
+    wait_until(lambda: rows_of(each_stack, each_api.tenant) == [kept], 60, "the end of the row")
     assert each_api.get(f"{FILES}/{kept}/content").content == LINE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_what_has_not_ended_stays(books: Books, engine: Engine) -> None:
     assert counts(engine)["completions"] == 1
 
 
-def enter_batch(engine: Engine, rows: int = 0, **fields: Any) -> str:
+def enter_batch(engine: Engine, rows: int = 0, /, **fields: Any) -> str:
     """A batch of T0 that has not ended, with rows and slices."""
     id = new_batch_id()
     batch = {
@@ -183,13 +184,9 @@ COUNTS = (
 def batches_of(engine: Engine) -> dict[str, tuple[int, int]]:
     """Batches with their numbers of rows and slices."""
     with reading(engine) as connection:
-        found = dict.fromkeys(connection.scalars(select(batches.c.id)), (0, 0))
-        for place, table in enumerate((batch_rows, batch_slices)):
-            for (id,) in connection.execute(select(table.c.batch_id)):
-                rows = [*found[id]]
-                rows[place] += 1
-                found[id] = (rows[0], rows[1])
-    return found
+        rows = Counter(connection.scalars(select(batch_rows.c.batch_id)))
+        slices = Counter(connection.scalars(select(batch_slices.c.batch_id)))
+        return {id: (rows[id], slices[id]) for id in connection.scalars(select(batches.c.id))}
 
 
 class TestBatches:
@@ -250,7 +247,7 @@ class TestFiles:
         """Expired or old: its input, and what it has written."""
         names = ("input_file_id", "output_file_id", "error_file_id")
         made = {name: keep_file(files, storage, created_ms=T0, expires_ms=T0) for name in names}
-        enter_batch(engine, **made)
+        enter_batch(engine, 0, **made)
         other = keep_file(files, storage, created_ms=T0)
         assert files.clean(storage, LATER) == 1
         for id in made.values():
