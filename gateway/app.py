@@ -15,7 +15,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import batch_results, batches, cached, completions, files, metrics, models, operations, stored, usage
+from gateway import (
+    batch_results,
+    batches,
+    cached,
+    completions,
+    files,
+    metrics,
+    models,
+    operations,
+    stored,
+    usage,
+)
 from gateway.context import open_context
 from gateway.http import Call, Endpoint, error_reply
 from schemas.codec import dumps

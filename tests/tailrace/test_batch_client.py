@@ -13,6 +13,7 @@ import pytest
 import tailrace
 from tests.support.api import Api
 from tests.support.stack import Stack
+from tests.tailrace.server import Reply, Request, stand_in
 
 
 def lines(count: int, **body: Any) -> bytes:
@@ -74,6 +75,39 @@ def test_without_asyncio(stack: Stack, api: Api, tmp_path: Path) -> None:
         assert len(list(retried.results())) == 1
         retried.save(tmp_path / "out.jsonl")
         assert {there["id"] for there in client.batches.list()} == {batch.id, retried.id}
+
+
+async def test_an_upload_and_a_download_that_break_off_start_again() -> None:
+    """What comes out is whole, and nothing of the broken try is in it."""
+    content = b"line\n" * 50_000
+
+    def answer(request: Request) -> Reply:
+        if request.path == "/v1/files":
+            return Reply.of({"id": "file-1", "bytes": request.body.count(b"line\n")})
+        return Reply(200, content)
+
+    async with stand_in(answer) as server, tailrace.Client(server.url, "sk-test") as client:
+        server.faults = [Reply.error(503, "unavailable", Retry_After="0"), Reply(200, b"{}", cut=0)]
+        file = await client.files.upload(io.BytesIO(content))
+        assert file["bytes"] == 50_000
+        assert [request.method for request in server.requests] == ["POST"] * 3
+        server.faults = [Reply(200, content, cut=100_000)]
+        into = io.BytesIO(b"head ")
+        into.seek(5)
+        assert await client.files.download("file-1", into) == len(content)
+        assert into.getvalue() == b"head " + content
+
+
+async def test_watching_outlives_a_server_that_restarts() -> None:
+    looks = iter(["validating", "in_progress", "completed"])
+
+    def answer(request: Request) -> Reply:
+        return Reply.of({"id": "batch_1", "status": next(looks)})
+
+    async with stand_in(answer) as server, tailrace.Client(server.url, "sk-test", retries=0) as client:
+        server.faults = [Reply.error(503, "unavailable"), None, Reply(200, b"{}", cut=1), None]
+        watched = client.batches.batch("batch_1").watch()
+        assert [now["status"] async for now in watched] == ["validating", "in_progress", "completed"]
 
 
 async def test_a_batch_that_is_not_there(stack: Stack, api: Api) -> None:

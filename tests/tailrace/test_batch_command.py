@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+import tailrace
+from tailrace.cli.batch.state import State
 from tests.support.api import Api
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -249,11 +251,8 @@ def test_a_killed_command_goes_on_where_it_was(batch: Batch, stack: Stack, momen
     assert batch.names() == {"in.jsonl", "out.jsonl"}
 
 
-def test_a_batch_that_nobody_heard_of_is_found_by_its_file(batch: Batch, stack: Stack, settings: Any) -> None:
+def test_a_batch_that_nobody_heard_of_is_found_by_its_file(batch: Batch) -> None:
     """The server made the batch and the command died before it knew: the state has the file, and that is enough."""
-    import tailrace
-    from tailrace.cli.batch.state import State
-
     batch.write(marked("unheard", 3))
     left = batch("run", "in.jsonl", "-o", "out.jsonl", "--detach", "--json")
     made = json.loads(left.stdout)["batch"]["id"]
@@ -263,8 +262,23 @@ def test_a_batch_that_nobody_heard_of_is_found_by_its_file(batch: Batch, stack: 
     done = batch("run", "in.jsonl", "-o", "out.jsonl")
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert len(batch.lines()) == 3
-    with tailrace.SyncClient(settings["URL"], settings["API_KEY"]):
-        assert [there["id"] for there in batch.list()] == [made]
+    assert [there["id"] for there in batch.list()] == [made]
+
+
+def test_a_file_without_its_batch_becomes_one(batch: Batch, settings: dict[str, str]) -> None:
+    """The command died between upload and batch: what is uploaded is not sent again."""
+    batch.write(marked("uploaded", 3))
+    left = batch("run", "in.jsonl", "-o", "out.jsonl", "--detach", "--json")
+    first = json.loads(left.stdout)["batch"]["id"]
+    with tailrace.SyncClient(settings["URL"], settings["API_KEY"]) as client:
+        file = client.files.upload(batch.folder / "in.jsonl")
+    with State(batch.folder / "out.jsonl.tailrace") as state:
+        state.put(batch=None, file=file["id"], key="a-key", uploaded=str(file["created_at"]))
+    done = batch("run", "in.jsonl", "-o", "out.jsonl")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    made, other = batch.list()
+    assert (made["input_file_id"], other["id"]) == (file["id"], first)
+    assert batch.names() == {"in.jsonl", "out.jsonl"}
 
 
 def test_two_commands_on_one_output_do_not_mix(batch: Batch, stack: Stack) -> None:
@@ -295,6 +309,9 @@ def test_partial_results_cancel_and_going_on(batch: Batch, stack: Stack) -> None
     wait_until(two, SECONDS, "results of two rows")
     printed = batch("results", id)
     assert [json.loads(line)["custom_id"] for line in printed.stdout.splitlines()] == ["r0", "r1"]
+    beside = json.loads(batch("results", id, "-o", "out.jsonl", "--json").stdout)
+    assert (beside["answered"], beside["failed"]) == (2, 0)
+    assert {"out.jsonl", "out.jsonl.tailrace"} <= batch.names()
     assert batch("cancel", id).returncode == 0
     ended = batch("watch", id)
     assert ended.returncode == 1

@@ -82,11 +82,13 @@ async def run(client: tailrace.Client, state: State, job: Job) -> Outcome:
     Cancelled at any point, the same command goes on later.
     """
     assert job.input is not None
+    last: dict[str, Any] | None = None
     earlier = await _earlier(client, state, job)
     if earlier is not None:
-        outcome = await _go_on(earlier, state, job)
-        if outcome is not None:
+        outcome, is_all = await _go_on(earlier, state, job)
+        if is_all:
             return outcome
+        last = outcome.batch
     for _ in range(ROUNDS):
         with _spool(job.output) as spool:
             made = await in_thread(state, plan, state, job.input, job.output, job.errors, spool)
@@ -101,7 +103,7 @@ async def run(client: tailrace.Client, state: State, job: Job) -> Outcome:
             return outcome
     else:
         raise TailraceError(f"the server found invalid rows {ROUNDS} times: see `tailrace batch show`")
-    outcome = Outcome(0, plan=made)
+    outcome = Outcome(0, last, plan=made)
     return outcome if job.output is None else await in_thread(state, _settle, state, job, outcome, None)
 
 
@@ -198,21 +200,22 @@ async def _create(client: tailrace.Client, state: State, file: str, settings: di
     return batch
 
 
-async def _go_on(batch: Batch, state: State, job: Job) -> Outcome | None:
-    """Get the results of the batch of an earlier command. None: there may be rows that it had not, or never sent."""
+async def _go_on(batch: Batch, state: State, job: Job) -> tuple[Outcome, bool]:
+    """Get the results of the batch of an earlier command, and say whether that is all: there may be rows that it had
+    not, or never sent."""
     now = await batch.retrieve()
     over = now["status"] in ENDED
     if not over and job.detach:
-        return Outcome(0, now)
+        return Outcome(0, now), True
     job.told(f"the batch of the last run, {batch.id}, is {now['status']}")
     outcome = await _finish(batch, state, job)
     assert outcome.batch is not None
     if outcome.is_refused:
-        return None if over or _leave_out(state, job, outcome) else outcome
+        return outcome, not over and not _leave_out(state, job, outcome)
     if not over and outcome.batch["status"] != "completed":
-        return outcome
+        return outcome, True
     state.try_none_again(file=FAILED if over else None)
-    return None
+    return outcome, False
 
 
 # ------------------------------------------------------------------------------------------------------ a new one
@@ -260,8 +263,9 @@ async def watch(batch: Batch, *, quiet: bool) -> dict[str, Any]:
 
 
 async def collect(batch: Batch, ended: dict[str, Any], state: State, job: Job) -> Outcome:
-    """Fetch the results of a batch, and write them beside those that are there."""
-    outcome = Outcome(0 if ended["status"] == "completed" else 1, ended)
+    """Fetch the results of a batch, also of one that runs, and write them beside those that are there."""
+    runs = ended["status"] not in ENDED
+    outcome = Outcome(0 if runs or ended["status"] == "completed" else 1, ended)
     with _spool(job.output) as fetched, _spool(job.output) as kept:
         await batch.download(fetched)
         fetched.seek(0)
@@ -280,7 +284,7 @@ def _settle(state: State, job: Job, outcome: Outcome, kept: BinaryIO | None) -> 
         job.told(f"lines that belong to no row any more: {written.dropped:,}, kept in {job.output}{OLD}")
     if outcome.batch is not None and outcome.code:
         explain(state, outcome.batch)
-    elif written.missing:
+    elif written.missing and outcome.is_over:
         warn(f"{rows(written.missing)} without an end: run it again")
         outcome.code = 1
     outcome.written = written

@@ -18,7 +18,7 @@ import typer
 import tailrace
 from tailrace.batches import ENDED, Batch
 from tailrace.cli.batch import job, server
-from tailrace.cli.batch.lines import merge
+from tailrace.cli.batch.lines import Written, merge
 from tailrace.cli.batch.progress import cost_of, errors_of, money, rows
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.options import Home, Json
@@ -65,7 +65,7 @@ def watch(
         else:
             ended = await job.watch(batch, quiet=False)
         if output is not None:
-            return await _save(batch, ended, output, errors, home, quiet=as_json)
+            return await _save(batch, ended, output, errors, home, as_json=as_json)
         return _told_end(ended)
 
     try:
@@ -89,26 +89,47 @@ def results(
                 file.seek(0)
                 shutil.copyfileobj(file, sys.stdout.buffer)
             return 0
-        return await _save(batch, await batch.retrieve(), output, errors, home, quiet=as_json)
+        return await _save(batch, await batch.retrieve(), output, errors, home, as_json=as_json)
 
     raise typer.Exit(server.with_server(home, use))
 
 
 async def _save(
-    batch: Batch, now: dict[str, Any], output: Path, errors: Path | None, home: Path | None, *, quiet: bool
+    batch: Batch, now: dict[str, Any], output: Path, errors: Path | None, home: Path | None, *, as_json: bool
 ) -> int:
     """The results as files; beside those that are there, where a run has left its state."""
     over = now["status"] in ENDED
-    if beside(output).exists():
-        with job.state_of(output) as state:
-            if state.get("batch") == batch.id:
-                outcome = await job.collect(
-                    batch, now, state, _left(state, output, errors, home, quiet=quiet)
-                )
-                if over:
-                    state.remove()
-                return outcome.code if over else 0
-    failures = errors or job.error_path(output)
+    outcome = await _with_state(batch, now, output, errors, home)
+    code = 0 if outcome is None else outcome.code
+    written = None if outcome is None else outcome.written
+    if written is None:
+        written = await _merged(batch, output, errors)
+        code = _told_end(now) if over else 0
+    if as_json:
+        told = {"batch": now, "answered": written.answered, "failed": written.failed, "output": str(output)}
+        print(json.dumps(told))
+    else:
+        failed = written.failed + written.invalid
+        say(f"{rows(written.answered)} in {output}" + (f", {failed:,} in the error file" if failed else ""))
+    return code
+
+
+async def _with_state(
+    batch: Batch, now: dict[str, Any], output: Path, errors: Path | None, home: Path | None
+) -> job.Outcome | None:
+    """The results as the run writes them whose batch it is; None where there is no such run."""
+    if not beside(output).exists():
+        return None
+    with job.state_of(output) as state:
+        if state.get("batch") != batch.id:
+            return None
+        outcome = await job.collect(batch, now, state, _left(state, output, errors, home))
+        if outcome.is_over:
+            state.remove()
+        return outcome
+
+
+async def _merged(batch: Batch, output: Path, errors: Path | None) -> Written:
     folder = job.spool_folder(output)
     with (
         State(None) as state,
@@ -117,18 +138,11 @@ async def _save(
     ):
         await batch.download(fetched)
         fetched.seek(0)
-        written = await job.in_thread(
-            state, merge, state, fetched, kept, output, failures, empty_errors=errors is not None
-        )
-    if not quiet:
-        say(
-            f"{rows(written.answered)} in {output}"
-            + (f", {written.failed:,} in {failures}" if written.failed else "")
-        )
-    return 0 if not over else _told_end(now)
+        failures, named = errors or job.error_path(output), errors is not None
+        return await job.in_thread(state, merge, state, fetched, kept, output, failures, empty_errors=named)
 
 
-def _left(state: State, output: Path, errors: Path | None, home: Path | None, *, quiet: bool) -> job.Job:
+def _left(state: State, output: Path, errors: Path | None, home: Path | None) -> job.Job:
     """The run that left its state."""
     failures = errors or Path(state.get("errors") or job.error_path(output))
     return job.Job(
@@ -138,7 +152,7 @@ def _left(state: State, output: Path, errors: Path | None, home: Path | None, *,
         server=server.identity(home),
         named_errors=errors is not None or state.get("named_errors") is not None,
         others=state.get("others") is not None,
-        quiet=quiet,
+        quiet=True,
     )
 
 
