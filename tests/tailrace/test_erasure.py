@@ -11,7 +11,7 @@ from schemas.keys import Keys
 from schemas.records import encode_record
 from tests.gateway.test_files import folder_of, open_batch, stored
 from tests.gateway.test_files import names as names_of_files
-from tests.support.api import CHAT, Api, asking, named
+from tests.support.api import CHAT, Api, asking, dump, named
 from tests.support.entered import accepted, contents
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -148,3 +148,52 @@ def test_it_is_asked_first(stack: Stack) -> None:
             == 2
         )
         assert api.stored(id)["id"] == id
+
+
+def test_a_batch_that_runs_is_stopped(stack: Stack) -> None:
+    """Nothing of it is sent or kept afterwards; what was under way is cancelled."""
+    tenant = stack.tenant("batches")
+    before, files = names(stack), names_of_files(stack)
+    with stack.api(tenant) as api:
+        rows = [
+            {
+                "custom_id": f"row-{n}",
+                "method": "POST",
+                "url": CHAT,
+                "body": asking(f"{tenant} {n}", fake={"chunks": 10, "interval_ms": 100}),
+            }
+            for n in range(400)
+        ]
+        text = b"".join(dump(row) + b"\n" for row in rows)
+        batch = api.post(
+            "/v1/batches",
+            json={
+                "input_file_id": stored(api, text)["id"],
+                "endpoint": CHAT,
+                "completion_window": "24h",
+                "max_concurrency": 20,
+            },
+        )
+        assert batch.status_code == 200, batch.text
+
+        def sent() -> int:
+            return sum(tenant in repr(request.body) for request in stack.backend.completions)
+
+        wait_until(lambda: sent() >= 40, 60, "rows at the provider")
+        done = run("prune", "--tenant", tenant, "--yes", settings=settings(stack))
+        assert done.returncode == 0, done.stderr
+        assert "1 batches, 1 files and 1 keys" in done.stdout
+        total = sent()
+    assert total < 400
+    with stack.api() as other:
+        file = stored(other, text.replace(tenant.encode(), b"other").split(b"\n")[0] + b"\n")["id"]
+        job = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        id = other.post("/v1/batches", json=job).json()["id"]
+        wait_until(
+            lambda: other.get(f"/v1/batches/{id}").json()["status"] == "completed", 60, "another batch"
+        )
+        assert run("prune", "--tenant", other.tenant, "--yes", settings=settings(stack)).returncode == 0
+    assert sent() == total
+    assert tenant not in everything(stack)
+    assert names(stack) - before == set()
+    assert names_of_files(stack) == files
