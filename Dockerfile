@@ -13,7 +13,7 @@ RUN awk '/^[^ #]/ { mine = /^uv==/ } mine' requirements.lock > /tmp/uv.lock \
 # The project's own dependencies and theirs, in the lock's versions, each with its hash. What tests, linters and the
 # local model need is in the lock too, and stays out.
 RUN uv pip install --python /opt/tailrace/bin/python --no-build --require-hashes \
-        --constraint requirements.lock --requirements pyproject.toml
+        --constraint requirements.lock --requirements pyproject.toml --extra s3
 
 COPY README.md LICENSE ./
 COPY schemas schemas
@@ -30,7 +30,9 @@ RUN uv build --wheel --require-hashes --build-constraint requirements.lock \
 
 
 FROM python:3.12-slim
-RUN useradd --uid 10001 --create-home --home-dir /var/lib/tailrace --shell /usr/sbin/nologin tailrace
+# A new volume takes over whose the folder is that it is mounted on.
+RUN useradd --uid 10001 --create-home --home-dir /var/lib/tailrace --shell /usr/sbin/nologin tailrace \
+    && install --directory --owner=tailrace --group=tailrace --mode=700 /var/lib/tailrace/files
 COPY --from=build /opt/tailrace /opt/tailrace
 ENV PATH=/opt/tailrace/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from benchmarks import latency, logs, targets, throughput, usage
+from benchmarks import batches, latency, logs, targets, throughput, usage
 from benchmarks.latency import p50, p99
 from benchmarks.load import Load
 from benchmarks.proxy import VERSION, NoProxy, Proxy
@@ -158,6 +158,40 @@ def measure_hits(run: Run) -> None:
     run.keep("hits/s", {name: [r.rate for r in rounds] for name, rounds in floods.rounds.items()})
 
 
+def measure_submit(run: Run) -> None:
+    rates: list[float] = []
+    last: dict[int, batches.Submitted] = {}
+    for number in range(run.effort.rounds):
+        for rows in batches.ROWS:
+            found = last[rows] = batches.submit(run.stack, rows)
+            say(f"round {number + 1} of {run.effort.rounds}: {rows:,} rows, {found.rate:,.0f} rows/s")
+            if rows == max(batches.ROWS):
+                rates.append(found.rate)
+    section = "a batch, from its upload to rows that can be sent"
+    largest = last[max(batches.ROWS)]
+    note = f"{largest.file_bytes / largest.rows:.0f} bytes a row; upload {largest.upload:.2f} s of {largest.total:.2f}"
+    run.rows.append(_least(section, f"{largest.rows:,} rows", p50(rates), targets.SUBMITTED, "rows/s", note))
+    for name, target in targets.BATCH_MIB.items():
+        note = ", ".join(f"{rows:,} rows: {found.grown[name]:.0f}" for rows, found in last.items())
+        grown = max(found.grown[name] for found in last.values())
+        run.rows.append(_most(section, f"memory of the {name} beyond idle", grown, target, "MiB", note))
+    size = largest.sql_bytes / largest.rows
+    run.rows.append(Row(section=section, name="SQL, SQLite", value=size, unit="B a row"))
+    run.keep("submitted rows/s", {"rate": rates})
+
+
+def _least(section: str, name: str, value: float, target: float, unit: str, note: str = "") -> Row:
+    return Row(
+        section=section,
+        name=name,
+        value=value,
+        unit=unit,
+        target=f"≥ {target:,} {unit}",
+        met=value >= target,
+        note=note,
+    )
+
+
 def _most(section: str, name: str, value: float, target: float, unit: str, note: str = "") -> Row:
     return Row(
         section=section,
@@ -178,6 +212,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "resume": measure_resume,
     "usage": measure_usage,
     "hits": measure_hits,
+    "submit": measure_submit,
 }
 
 

@@ -16,3 +16,7 @@ RESUME_MS, RESUME_SPREAD_MS = 5, 1.5
 USAGE_MS = {"SQLite": 1000, "PostgreSQL": 700}
 #: Answers from the cache a second, by one gateway process.
 HITS = 1_500
+#: Rows of a batch a second, from the first byte of the upload to rows that can be sent; and what processes may need for
+#: it beyond idle, whatever the size of the file, in MiB.
+SUBMITTED = 10_000
+BATCH_MIB = {"gateway": 100, "bulk": 150}

@@ -1,13 +1,14 @@
-"""The API's description: an OpenAPI 3.1 document, and a page made from it that loads nothing else."""
+"""The API's description: an OpenAPI 3.1 document."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from schemas.batchrequest import BatchRequest, EstimateRequest, RetryRequest
+from schemas.files import LONGEST_LIFE, SHORTEST_LIFE, UPLOADABLE, Purpose
 from schemas.request import ChatCompletionRequest
 from schemas.states import PUBLIC_STATUSES
 
@@ -183,6 +184,7 @@ def _paths() -> dict[str, Any]:
                 _answers(),
             ),
         },
+        **_file_paths(),
         "/v1/models": {"get": _operation("The models and aliases that can be asked for", [], _answers())},
         "/v1/models/{model}": {
             "get": _operation(
@@ -191,6 +193,7 @@ def _paths() -> dict[str, Any]:
                 _answers(),
             )
         },
+        **_batch_paths(),
         **_usage_paths(),
         "/healthz": {"get": {**_operation("The process answers", [], _plain()), "security": []}},
         "/readyz": {
@@ -202,6 +205,108 @@ def _paths() -> dict[str, Any]:
                 ),
                 "security": [],
             }
+        },
+        "/metrics": {
+            "get": {
+                **_operation("The pipeline's state, in Prometheus's text format", [], _plain()),
+                "security": [],
+            }
+        },
+    }
+
+
+def _file_paths() -> dict[str, Any]:
+    id = {**_ID, "description": "file-…"}
+    form = {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"enum": [*UPLOADABLE]},
+            "expires_after[anchor]": {"enum": ["created_at"]},
+            "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_LIFE, "maximum": LONGEST_LIFE},
+        },
+        "additionalProperties": False,
+    }
+    upload = _operation("Upload a file", [_BEHALF], _answers(s413="Larger than TAILRACE_MAX_FILE_BYTES."))
+    upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    listing = [
+        _BEHALF,
+        _query("purpose", "", {"enum": [*Purpose]}),
+        _query("limit", "", {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 10_000}),
+        _query("order", "By time of creation.", {"enum": ["asc", "desc"], "default": "desc"}),
+        _query("after", "The id before this page's first.", {"type": "string"}),
+    ]
+    raw = {"type": "string", "format": "binary"}
+    return {
+        "/v1/files": {"post": upload, "get": _operation("List files", listing, _answers())},
+        "/v1/files/{id}": {
+            "get": _operation("One file", [id, _BEHALF], _answers()),
+            "delete": _operation(
+                "Delete a file", [id, _BEHALF], _answers(s409="A batch that has not ended reads it.")
+            ),
+        },
+        "/v1/files/{id}/content": {
+            "get": _operation(
+                "The bytes of a file",
+                [id, _BEHALF],
+                _answers(content="application/octet-stream", schema=raw),
+            )
+        },
+    }
+
+
+def _batch_paths() -> dict[str, Any]:
+    id = {**_ID, "description": "batch_…"}
+    key = _header("Idempotency-Key", "A retry with the same key within 24 hours gets the same batch.")
+    refused = {
+        "s404": "No such file or batch, or somebody else's.",
+        "s422": "The Idempotency-Key was used otherwise.",
+    }
+    listing = [
+        _BEHALF,
+        _query("limit", "", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+        _query("after", "The id before this page's first.", {"type": "string"}),
+    ]
+
+    def body(name: str) -> dict[str, Any]:
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    return {
+        "/v1/batches": {
+            "post": _operation(
+                "Make a batch of an uploaded file; a worker validates it",
+                [_BEHALF, key],
+                _answers(**refused),
+                body("BatchRequest"),
+            ),
+            "get": _operation("List batches, newest first", listing, _answers()),
+        },
+        "/v1/batches/estimate": {
+            "post": _operation(
+                "What a batch of an uploaded file would come to: rows, tokens and cost; nothing is sent",
+                [_BEHALF],
+                _answers(),
+                body("EstimateRequest"),
+            )
+        },
+        "/v1/batches/{id}": {
+            "get": _operation("A batch: its status, counts, usage and cost so far", [id, _BEHALF], _answers())
+        },
+        "/v1/batches/{id}/cancel": {
+            "post": _operation(
+                "Cancel: nothing more is sent, what was answered is kept",
+                [id, _BEHALF],
+                _answers(s409="It has ended, or is about to."),
+            )
+        },
+        "/v1/batches/{id}/retry": {
+            "post": _operation(
+                "A new batch of the rows of an ended one that have no answer",
+                [id, _BEHALF, key],
+                _answers(s409="It has not ended, or no row of it failed so.", **refused),
+                body("RetryRequest"),
+            )
         },
     }
 
@@ -288,6 +393,10 @@ def document() -> dict[str, Any]:
     schema = ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     components = schema.pop("$defs", {})
     components["ChatCompletionRequest"] = schema
+    for model in (BatchRequest, RetryRequest, EstimateRequest):
+        own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components |= own.pop("$defs", {})
+        components[model.__name__] = own
     components["Error"] = {
         "type": "object",
         "required": ["error"],
@@ -329,51 +438,3 @@ def document() -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
-details { border: 1px solid #d5dde5; border-radius: 6px; margin: .5rem 0; padding: .5rem .8rem }
-summary { cursor: pointer } code { background: #f0f3f6; padding: .1rem .3rem; border-radius: 3px }
-.verb { display: inline-block; width: 4.5rem; font-weight: 700; color: #0b5cad } .about { color: #566573 }
-table { border-collapse: collapse; margin: .5rem 0 } td { padding: .2rem .8rem .2rem 0; vertical-align: top }
-"""
-
-
-@cache
-def page() -> str:
-    """The document as HTML."""
-    spec = document()
-    rows: list[str] = []
-    for path, item in spec["paths"].items():
-        if path.startswith("/api/"):
-            continue
-        for verb, operation in item.items():
-            rows.append(_details(verb, path, operation))
-    fields = spec["components"]["schemas"]["ChatCompletionRequest"].get("properties", {})
-    listed = "".join(f"<code>{escape(name)}</code> " for name in fields)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Tailrace API</title><style>{_STYLE}</style>"
-        f"<h1>Tailrace API {escape(spec['info']['version'])}</h1><p>{escape(spec['info']['description'])}"
-        " Every path under <code>/v1</code> is also served under <code>/api/v1/llm</code>. Send your key as "
-        "<code>Authorization: Bearer &lt;key&gt;</code>. The machine-readable form is at "
-        '<a href="/openapi.json">/openapi.json</a>.</p>'
-        + "".join(rows)
-        + f"<h2>Request fields</h2><p>{listed}</p></html>"
-    )
-
-
-def _details(verb: str, path: str, operation: dict[str, Any]) -> str:
-    parameters = "".join(
-        f"<tr><td><code>{escape(p['name'])}</code><td>{escape(p['in'])}<td>{escape(p.get('description', ''))}"
-        for p in operation["parameters"]
-    )
-    answers = "".join(
-        f"<tr><td><code>{code}</code><td>{escape(answer['description'])}"
-        for code, answer in operation["responses"].items()
-    )
-    return (
-        f"<details><summary><span class=verb>{verb.upper()}</span><code>{escape(path)}</code> "
-        f"<span class=about>{escape(operation['summary'])}</span></summary>"
-        f"<table>{parameters}</table><table>{answers}</table></details>"
-    )

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.docspage import page
 from gateway.http import Call, Reply
-from gateway.openapi import document, page
+from gateway.openapi import document
 from schemas.errors import TailraceError
 
 #: How long a part may take to answer, in seconds.

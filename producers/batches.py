@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ from stores.batches import Batches, BatchRow, Row
 from stores.files import FileRow, Files
 from stores.redis import Redis
 from stores.storage import Storage
+
+log = logging.getLogger("tailrace.gateway")
 
 HOUR_MS = 3600 * 1000
 
@@ -72,7 +76,11 @@ class BatchMaker:
                     f"The batch has the status '{batch.status}'. Retry it when it has ended.",
                     code="batch_not_ended",
                 )
-            file_id = await asyncio.to_thread(self._write_failed, batch, request.codes, caller)
+            try:
+                file_id = await asyncio.to_thread(self._write_failed, batch, request.codes, caller)
+            except OSError as error:
+                log.warning("the input of a retry of %s could not be stored: %s", batch.id, error)
+                raise Unavailable("The storage of files is not available. Try again.") from None
             again = BatchRequest(
                 input_file_id=file_id,
                 endpoint=batch.endpoint,
@@ -160,7 +168,7 @@ class BatchMaker:
                 purpose=Purpose.BATCH.value,
                 filename=f"{batch.id}_retry.jsonl",
                 bytes=size,
-                created_ms=0,
+                created_ms=time.time_ns() // 1_000_000,
             )
             self._files.announce(row)
         if not self._files.publish(row):

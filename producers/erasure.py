@@ -1,4 +1,5 @@
-"""The end of a tenant: its keys, its completions with their texts and records, and what Redis has of them.
+"""The end of a tenant: its keys, its completions with their texts and records, its batches and files, and what
+Redis has of them.
 
 First its keys are revoked, then what runs is cancelled, then all goes. The keys' own rows go last, so that an erasure
 that was interrupted is simply run again.
@@ -17,30 +18,39 @@ from sqlalchemy import Engine, delete, exists, select, update
 
 from producers.idempotency import Reservation
 from producers.submit import never_ran
-from schemas.errors import Unavailable
+from schemas.batches import BatchStatus, Stopped
+from schemas.errors import ConfigurationError, Unavailable
 from schemas.keys import Keys, scoped_digest
 from schemas.records import Accepted, Departed, decode_record
 from schemas.states import State
-from schemas.tables import api_keys, cache, completions, generations, usage
+from schemas.tables import api_keys, batch_slices, batches, cache, completions, generations, usage
 from stores.chunklog import ChunkLog
+from stores.files import Files
 from stores.flights import Flights
 from stores.redis import Redis
+from stores.retention import drop_batches
 from stores.scripts import Scripts
 from stores.sql import LOCK_BOOKS, among, lock, reading, writing
+from stores.storage import Storage
 from stores.wire import Arg
 
 #: Completions of one transaction; keys or entries of one command.
 BATCH = 500
 #: How long what runs may take to end, and between looks at it, in seconds.
 STOP_SECONDS, LOOK_PAUSE = 120.0, 0.25
+#: How long a worker may go on with a job of a batch that was taken from it, in seconds.
+JOB_SECONDS = 20.0
 
 _c, _g, _u, _k, _a = completions.c, generations.c, usage.c, cache.c, api_keys.c
+_b, _s = batches.c, batch_slices.c
 _PARTS = ("state", "window", "open", "waiting", "charged")
 
 
 class Erased(msgspec.Struct):
     keys: int = 0
     completions: int = 0
+    batches: int = 0
+    files: int = 0
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -62,20 +72,31 @@ class _Letter(NamedTuple):
 class Erasure:
     """``key_seconds`` is how long gateways go on with what they know of a key."""
 
-    def __init__(self, redis: Redis, engine: Engine, *, key_seconds: float) -> None:
+    def __init__(self, redis: Redis, engine: Engine, storage: Storage, *, key_seconds: float) -> None:
         self._redis = redis
         self._engine = engine
+        self._storage = storage
+        self._files = Files(engine)
         self._key_seconds = key_seconds
         self._scripts = Scripts(redis)
         self._log = ChunkLog(redis)
         self._flights = Flights(redis)
 
     async def erase(self, tenant: str) -> Erased:
-        """Raises Unavailable where its work can't be stopped: its keys are revoked, and the rest is still there."""
+        """Raises Unavailable where its work can't be stopped: its keys are revoked, and the rest is still there.
+
+        Raises ConfigurationError, before anything is done, where its files are in another storage."""
+        if await asyncio.to_thread(self._files.are_elsewhere, self._storage, tenant):
+            raise ConfigurationError(
+                "The tenant's files are not where TAILRACE_FILES and TAILRACE_HOME say: "
+                "run this with those of the gateway."
+            )
         erased = Erased()
         keys = await asyncio.to_thread(self._revoke, tenant)
         if keys:
             await asyncio.sleep(self._key_seconds + 1)
+        if await asyncio.to_thread(self._end_batches, tenant):
+            await asyncio.sleep(JOB_SECONDS)
         dead = await self._dead_letters()
         await self._stop(tenant, {letter.generation for letter in dead})
         while rows := await asyncio.to_thread(self._some, tenant):
@@ -90,6 +111,8 @@ class Erasure:
         for key_id in keys:
             own = self._redis.keys(key_id)
             await self._redis.command(own.partition, "DEL", *(own.keylimit(key_id, part) for part in _PARTS))
+        erased.batches = await asyncio.to_thread(drop_batches, self._engine, _b.tenant == tenant)
+        erased.files = await asyncio.to_thread(self._delete_files, tenant)
         erased.keys = await asyncio.to_thread(self._delete_rest, tenant)
         return erased
 
@@ -100,6 +123,22 @@ class Erasure:
             open_keys = update(api_keys).where(_a.tenant == tenant, _a.revoked_ms.is_(None))
             connection.execute(open_keys.values(revoked_ms=time.time_ns() // 1_000_000))
             return [*connection.scalars(select(_a.id).where(_a.tenant == tenant))]
+
+    def _end_batches(self, tenant: str) -> bool:
+        """Nothing more of its batches is begun, and nobody's is a job of theirs; whether somebody had one."""
+        mine = select(_b.id).where(_b.tenant == tenant, _b.ended_ms.is_(None))
+        over = {
+            "status": BatchStatus.CANCELLED.value,
+            "stopped": Stopped.CANCELLED.value,
+            "ended_ms": time.time_ns() // 1_000_000,
+            "token": None,
+        }
+        with writing(self._engine) as connection:
+            jobs = connection.scalar(select(_b.id).where(_b.id.in_(mine), _b.token.is_not(None)).limit(1))
+            slices = update(batch_slices).where(_s.batch_id.in_(mine), _s.token.is_not(None))
+            taken = connection.execute(slices.values(token=None)).rowcount
+            connection.execute(update(batches).where(_b.id.in_(mine)).values(over))
+        return jobs is not None or taken > 0
 
     async def _stop(self, tenant: str, dead: set[str]) -> None:
         """Cancel what has not ended, until the books have every end that they can take: none that is a dead letter."""
@@ -170,6 +209,14 @@ class Erasure:
             connection.execute(delete(generations).where(_g.id.in_(pruned), _UNUSED))
             connection.execute(delete(usage).where(_u.tenant == tenant))
             return connection.execute(delete(api_keys).where(_a.tenant == tenant)).rowcount
+
+    def _delete_files(self, tenant: str) -> int:
+        try:
+            return self._files.remove_tenant(tenant, self._storage)
+        except OSError as error:
+            raise Unavailable(
+                f"The storage of files failed: {error}. The files of the tenant are still there; run this again."
+            ) from error
 
     async def _forget(self, tenant: str, rows: Iterable[_Row]) -> None:
         names: dict[int, list[str]] = {}

@@ -9,18 +9,19 @@ could differ from the first.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers.batchlines import InputRow, LineError, read_lines, read_row
-from schemas.batches import MAX_ERRORS, SLICE_ROWS
+from schemas.batches import JOB_LEASE_MS, MAX_ERRORS, SLICE_ROWS
 from schemas.codec import dumps
 from schemas.errors import ModelNotFound, TailraceError
 from schemas.fingerprint import fingerprint
@@ -36,8 +37,8 @@ log = logging.getLogger("tailrace.batches")
 CHUNK_ROWS, CHUNK_BYTES = 500, 2 * 1024 * 1024
 #: Models that are remembered with what they mean.
 MODELS = 1000
-#: How long a job has its batch after a renewal, in milliseconds, and how often it renews, in seconds.
-LEASE_MS, RENEW_SECONDS = 15_000, 3.0
+#: How often the batch's lease is renewed, in seconds.
+RENEW_SECONDS = 3.0
 
 #: What a model name means. Raises ModelNotFound.
 Resolve = Callable[[str], Resolved]
@@ -86,20 +87,33 @@ class Asking:
         return Asked(row, params, resolved, digest)
 
 
+class _Stopped(Exception):
+    """This process is to end."""
+
+
 class Validation:
-    """Of one batch, by one worker, in a thread."""
+    """Of one batch, by one worker, in a thread. ``stopping``: the process is to end, and another one starts again."""
 
     def __init__(
-        self, batches: Batches, storage: Storage, settings: Settings, *, resolve: Resolve, clock: Clock
+        self,
+        batches: Batches,
+        storage: Storage,
+        settings: Settings,
+        *,
+        resolve: Resolve,
+        clock: Clock,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._batches = batches
         self._storage = storage
         self._settings = settings
         self._resolve = resolve
         self._clock = clock
+        self._stopping = stopping
 
     def run(self, id: str, token: str) -> str:
-        """What became of it: 'in_progress', 'failed', or 'lost' where somebody else has it or it was cancelled."""
+        """What became of it: 'in_progress' or 'failed'; 'stopped' or 'put off' where another job starts again; 'lost'
+        where somebody else has it, or it was cancelled."""
         try:
             with self._renewing(id, token) as lost:
                 batch = self._batches.begin_validation(id, token)
@@ -107,18 +121,35 @@ class Validation:
         except Lost:
             self._batches.drop_unused_rows(id)
             return "lost"
+        except _Stopped:
+            with contextlib.suppress(Lost):
+                self._batches.renew_validation(id, token, self._clock())
+            return "stopped"
+        except (TailraceError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+            log.warning("%s could not be validated now, and is once its lease is over: %s", id, error)
+            return "put off"
 
     def _validate(self, batch: BatchRow, token: str, lost: threading.Event) -> str:
         errors, ids, slices = _Errors(), _CustomIds(), _Slices()
-        with closing(ids):
+        with contextlib.closing(ids):
             try:
-                with self._storage.read(batch.input_file_id) as file:
+                with (
+                    self._storage.read(batch.input_file_id) as file,
+                    ThreadPoolExecutor(1, f"insert-{batch.id}") as writer,
+                ):
+                    written: Future[None] | None = None
                     for chunk in self._chunks(batch, file, errors, slices):
                         if lost.is_set():
                             raise Lost(batch.id)
+                        if self._stopping():
+                            raise _Stopped
                         ids.add(chunk)
+                        if written is not None:
+                            written.result()
                         if not errors.count:
-                            self._batches.insert_rows(batch.id, token, chunk)
+                            written = writer.submit(self._batches.insert_rows, batch.id, token, chunk)
+                    if written is not None:
+                        written.result()
             except FileNotFoundError:
                 errors.add(LineError("file_not_found", "The input file is gone.", "input_file_id"))
             errors.add_all(*ids.duplicates())
@@ -158,7 +189,7 @@ class Validation:
                 chunk, lines, size = [], 0, 0
         yield chunk
 
-    @contextmanager
+    @contextlib.contextmanager
     def _renewing(self, id: str, token: str) -> Generator[threading.Event]:
         """Renews the batch's lease; the event is set once it is lost."""
         lost, over = threading.Event(), threading.Event()
@@ -166,7 +197,7 @@ class Validation:
         def renew() -> None:
             while not over.wait(RENEW_SECONDS):
                 try:
-                    self._batches.renew_validation(id, token, self._clock() + LEASE_MS)
+                    self._batches.renew_validation(id, token, self._clock() + JOB_LEASE_MS)
                 except Lost:
                     lost.set()
                     return

@@ -7,6 +7,7 @@ A hidden row is one whose ``expires_ms`` is over, and house-keeping removes thos
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,9 @@ BATCH = 500
 #: How long a file that is hidden stays, for those who still read it and the one who is about to publish it, in
 #: milliseconds.
 GRACE_MS = 3600 * 1000
+
+#: How many files are looked for, to know whether a storage is theirs.
+NEWEST = 10
 
 _f, _b = files.c, batches.c
 
@@ -117,17 +121,32 @@ class Files:
         with writing(self._engine) as connection:
             return connection.execute(delete(files).where(among(_f.id)), {"ids": [*ids]}).rowcount
 
-    def remove_hidden(self, storage: Storage) -> int:
-        """Remove what expired or was never published."""
-        until = self._clock() - GRACE_MS
-        return self._remove_all(storage, _f.expires_ms < until, ~_IN_USE)
-
-    def remove_old(self, before_ms: int, storage: Storage) -> int:
-        """Remove what was made before a time, but for what an open batch has."""
-        return self._remove_all(storage, _f.created_ms < before_ms, ~_IN_USE)
+    def clean(self, storage: Storage, before_ms: int | None = None) -> int:
+        """Remove what expired, what was never published, and what was made before a time, but for what an open batch
+        has; and what is left of writes that were cut off. How many there were. Raises OSError."""
+        cleaned = storage.sweep() + self._remove_all(
+            storage, _f.expires_ms < self._clock() - GRACE_MS, ~_IN_USE
+        )
+        if before_ms is not None:
+            cleaned += self._remove_all(storage, _f.created_ms < before_ms, ~_IN_USE)
+        return cleaned
 
     def remove_tenant(self, tenant: str, storage: Storage) -> int:
+        """All that a tenant has. Raises OSError."""
         return self._remove_all(storage, _f.tenant == tenant)
+
+    def are_elsewhere(self, storage: Storage, tenant: str | None = None) -> bool:
+        """Whether there are files, and the storage has none of the newest: then it is another one than theirs."""
+        statement = select(_f.id).where(_f.expires_ms.is_(None)).order_by(_f.id.desc()).limit(NEWEST)
+        if tenant is not None:
+            statement = statement.where(_f.tenant == tenant)
+        with reading(self._engine) as connection:
+            ids = [*connection.scalars(statement)]
+        for id in ids:
+            with contextlib.suppress(FileNotFoundError):
+                storage.size(id)
+                return False
+        return bool(ids)
 
     def _remove_all(self, storage: Storage, *which: ColumnElement[bool]) -> int:
         removed = 0

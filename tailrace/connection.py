@@ -29,6 +29,8 @@ class Connection:
     flower_url: str = ""
     #: Path of the providers.toml in use.
     providers: str = ""
+    #: Where files are: a folder, or s3://.
+    files: str = ""
 
 
 def home_path(home: Path | str | None = None) -> Path:

@@ -19,6 +19,7 @@ from tests.support.leaks import cluster_leaks, leaks
 from tests.support.postgres import PostgresServer
 from tests.support.processes import left_behind, mark_environment
 from tests.support.providers import write_providers
+from tests.support.s3 import S3Server
 from tests.support.stack import Stack
 from tests.support.valkey import ValkeyCluster, ValkeyServer, debian_redis
 
@@ -192,6 +193,12 @@ def sqlite_url(tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """The test runs twice, on SQLite and on PostgreSQL."""
     return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
 
 
 # ---------------------------------------------------------------------------------------------- providers

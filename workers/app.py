@@ -18,7 +18,10 @@ from schemas.messaging import GENERATE, HOUSEKEEPING, Job, WakeUp, celery_config
 from schemas.records import VERSION
 from schemas.settings import Settings
 from schemas.states import Queue
-from stores.retention import prune
+from stores.batches import Batches
+from stores.files import Files
+from stores.retention import prune, prune_batches
+from stores.storage import open_storage
 from workers.steps import AcknowledgeStep, QuietConsumerStep, RuntimeStep
 
 if TYPE_CHECKING:
@@ -84,15 +87,19 @@ def _batch_job(job: Job, do: Callable[[Runtime, str, str], object]) -> str:
 
 @app.task(name=HOUSEKEEPING)
 def housekeeping() -> int:
-    """Drops texts that no stored completion points to, and completions beyond TAILRACE_RETENTION_DAYS; returns how many
-    rows."""
+    """Drops texts that no stored completion points to, files that expired, and completions, batches and files beyond
+    TAILRACE_RETENTION_DAYS; returns how many of all of them."""
     runtime = _runtime()
-    books = runtime.books()
-    days = runtime.settings.retention_days
-    pruned = (
-        0 if days is None else prune(books.engine, int(time.time() * 1000 - days * DAY_MS), runtime.uncache)
-    )
-    return pruned + books.drop_orphaned_results(runtime.uncache)
+    books, days = runtime.books(), runtime.settings.retention_days
+    before_ms = None if days is None else int(time.time() * 1000 - days * DAY_MS)
+    dropped = books.drop_orphaned_results(runtime.uncache) + Batches(books.engine).drop_unused_rows()
+    if before_ms is not None:
+        dropped += prune(books.engine, before_ms, runtime.uncache) + prune_batches(books.engine, before_ms)
+    try:
+        return dropped + Files(books.engine).clean(open_storage(runtime.settings), before_ms)
+    except OSError as error:
+        log.warning("the storage of files failed: %s", error)
+        return dropped
 
 
 def _runtime() -> Runtime:

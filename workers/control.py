@@ -338,9 +338,12 @@ class Control:
         await self._each("expire", list(self._led), self._reaper.expire)
 
     async def _dispatch(self) -> None:
-        await self._each("dispatch", list(self._led), self._reconciler.dispatch)
-        if self._dealer is not None:
-            await self._dealer.deal(list(self._led))
+        async def dispatch(partition: int) -> None:
+            await self._reconciler.dispatch(partition)
+            if self._dealer is not None:
+                await self._dealer.deal(partition)
+
+        await self._each("dispatch", list(self._led), dispatch)
 
     async def _messages(self) -> None:
         await self._each("messages", list(self._led), self._reconciler.messages)

@@ -24,6 +24,7 @@ from schemas.errors import Unavailable
 from schemas.keys import Keys
 from schemas.messaging import STOPPING, Job, WakeUp
 from schemas.prices import Prices
+from schemas.providers import Resolved
 from schemas.records import VERSION
 from schemas.settings import Settings
 from stores.books import Books
@@ -197,6 +198,10 @@ class Runtime:
     def now_ms(self) -> int:
         """Redis's time, for a thread. Raises Unavailable."""
         return self.submit(self._redis.now_ms(0)).result()
+
+    def resolve(self, model: str) -> Resolved:
+        """What a model name means, for a thread. Raises ModelNotFound."""
+        return self.submit(self._slices.catalog.resolve(model)).result()
 
     def take_job(self, batch: str, token: str) -> str | None:
         """A batch's own job for whoever brings its token: the token from now on; None where it is another's."""

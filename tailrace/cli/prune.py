@@ -1,4 +1,4 @@
-"""``tailrace prune``: the end of old completions."""
+"""``tailrace prune``: the end of old completions, batches and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from tailrace import connection
 from tailrace.cli.options import Home
 from tailrace.cli.output import warn
-from tailrace.cli.server_side import database, open_redis, run, settings_of
+from tailrace.cli.server_side import database, open_redis, open_storage, run, settings_of
 from tailrace.errors import TailraceError
 
 DAY_MS = 24 * 3600 * 1000
@@ -32,9 +32,10 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask whether a tenant is to go.")] = False,
     home: Home = None,
 ) -> None:
-    """Remove completions that are older than some days, with their texts. Their usage records stay.
+    """Remove completions, ended batches and files that are older than some days. Usage records stay.
 
-    With --tenant, remove all that a tenant has: keys, completions, texts, usage records, what is in Redis.
+    With --tenant, remove all that a tenant has: keys, completions, texts, batches, files, usage records, what is in
+    Redis.
     """
     if tenant is not None:
         if days is not None:
@@ -44,12 +45,25 @@ def prune(
         _erase(tenant, home)
         return
     days = _configured() if days is None else days
+    before_ms = int(time.time() * 1000 - days * DAY_MS)
+    uncached: list[str] = []
     with database(home) as engine:
         from stores import retention
+        from stores.files import Files
 
-        uncached: list[str] = []
-        pruned = retention.prune(engine, int(time.time() * 1000 - days * DAY_MS), uncached.extend)
-    print(f"{pruned:,} completions removed")
+        storage = open_storage(home)
+        files = Files(engine)
+        if files.are_elsewhere(storage):
+            raise TailraceError(
+                "the files are not where TAILRACE_FILES and TAILRACE_HOME say: run this with those of the gateway"
+            )
+        pruned = retention.prune(engine, before_ms, uncached.extend)
+        batches = retention.prune_batches(engine, before_ms)
+        try:
+            cleaned = files.clean(storage, before_ms)
+        except OSError as error:
+            raise TailraceError(f"the storage of files failed: {error}") from None
+    print(f"{pruned:,} completions, {batches:,} batches and {cleaned:,} files removed")
     if uncached:
         _cool(uncached, home)
 
@@ -78,15 +92,21 @@ def _erase(tenant: str, home: Path | None) -> None:
     with database(home) as engine:
         from producers.erasure import Erased, Erasure
 
+        storage = open_storage(home)
+
         async def erase() -> Erased:
             redis = await open_redis(settings)
             try:
-                return await Erasure(redis, engine, key_seconds=settings.key_cache_seconds).erase(tenant)
+                erasure = Erasure(redis, engine, storage, key_seconds=settings.key_cache_seconds)
+                return await erasure.erase(tenant)
             finally:
                 redis.close()
 
         erased = run(erase())
-    print(f"{erased.completions:,} completions and {erased.keys:,} keys of the tenant '{tenant}' removed")
+    print(
+        f"{erased.completions:,} completions, {erased.batches:,} batches, {erased.files:,} files and "
+        f"{erased.keys:,} keys of the tenant '{tenant}' removed"
+    )
 
 
 def _configured() -> float:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from schemas.settings import Settings
     from stores.redis import Redis
+    from stores.storage import Storage
 
 T = TypeVar("T")
 
@@ -91,11 +92,29 @@ def settings_of(home: Path | None, folder: Path) -> tuple[Settings, bool]:
         values = {name: given.get(name) or getattr(there, name) for name in _SETTINGS}
         if there.providers and not os.environ.get("TAILRACE_PROVIDERS"):
             values["providers"] = there.providers
+        if there.files and not os.environ.get("TAILRACE_FILES"):
+            values["files"] = there.files
     try:
         return Settings(**values), own
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise TailraceError(f"TAILRACE_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+
+
+def open_storage(home: Path | None) -> Storage:
+    """Where the files of the stack are: ``TAILRACE_FILES``, else what ``connection.json`` says, else the home folder.
+
+    Raises the server's errors, for the block of ``database``.
+    """
+    from schemas.settings import Settings
+    from stores import storage
+
+    folder = connection.home_path(home)
+    there = connection.read(folder)
+    given = os.environ.get("TAILRACE_FILES") if home is None else None
+    return storage.open_storage(
+        Settings(home=folder, files=given or (there.files if there is not None else None) or None)
+    )
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

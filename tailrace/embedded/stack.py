@@ -28,7 +28,8 @@ class EmbeddedStack:
             async with tailrace.Client(stack.connection.url, stack.connection.api_key) as client: ...
 
     Entering returns when all of it is ready and raises StackError when it can't be. ``TAILRACE_REDIS_URL``,
-    ``TAILRACE_BROKER_URL``, ``TAILRACE_DATABASE_URL`` and ``TAILRACE_PROVIDERS`` each replace their part.
+    ``TAILRACE_BROKER_URL``, ``TAILRACE_DATABASE_URL``, ``TAILRACE_FILES`` and ``TAILRACE_PROVIDERS`` each replace their
+    part.
     """
 
     connection: Connection
@@ -76,6 +77,7 @@ class EmbeddedStack:
         self.providers = providers.choose(self.home, given.get("TAILRACE_PROVIDERS"), model_port)
         redis_url, broker_url = given.get("TAILRACE_REDIS_URL"), given.get("TAILRACE_BROKER_URL")
         checks.settings()
+        checks.files(self._files())
         if redis_url:
             await checks.redis(redis_url)
         if broker_url:
@@ -93,6 +95,7 @@ class EmbeddedStack:
             database_url=self._database_url(),
             flower_url=self._flower_url(last, taken) if options.flower else "",
             providers=str(self.providers),
+            files=self._files(),
         )
         parts = Parts(self.home, self._environment(here, broker_url))
         foundation = [parts.local_model(model_port)] if model_port else []
@@ -134,6 +137,7 @@ class EmbeddedStack:
             "TAILRACE_PROVIDERS": str(self.providers),
             "TAILRACE_REDIS_URL": here.redis_url,
             "TAILRACE_DATABASE_URL": here.database_url,
+            "TAILRACE_FILES": here.files,
         }
         if broker_url:
             told["TAILRACE_BROKER_URL"] = broker_url
@@ -172,6 +176,13 @@ class EmbeddedStack:
         if scheme.startswith("sqlite") and separator and not path.startswith(("/", ":", "file:")) and path:
             return f"{scheme}:///{Path.cwd() / path}"
         return url
+
+    def _files(self) -> str:
+        """Where files are; a relative folder is relative to the caller, not to the processes."""
+        given = self._options.environment.get("TAILRACE_FILES")
+        if given and "://" in given:
+            return given
+        return str(Path(given).expanduser().absolute() if given else self.home / "files")
 
 
 def _last_connection(home: Path) -> Connection | None:

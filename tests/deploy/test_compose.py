@@ -134,6 +134,17 @@ class Up:
         wait_until(lambda: bool(entered()), what="usage record")
         assert entered() == [("completed", "acme", PROMPT_TOKENS)]
 
+    def a_file_is_on_the_volume_that_gateway_and_workers_share(self) -> None:
+        answer = self.api.post(
+            "/v1/files", data={"purpose": "batch"}, files={"file": ("input.jsonl", b"{}\n")}
+        )
+        assert answer.status_code == 200, answer.text
+        environments = [
+            self.deployment.environment(name) for name in ("gateway", "worker-bulk", "worker-interactive")
+        ]
+        (folder,) = {environment["TAILRACE_FILES"] for environment in environments}
+        assert (Path(folder) / answer.json()["id"]).read_bytes() == b"{}\n"
+
     def valkey_wants_its_password_and_keeps_to_its_file(self) -> None:
         with socket.create_connection(("127.0.0.1", self.deployment.ports["valkey"]), timeout=10) as stranger:
             stranger.sendall(b"PING\r\n")
@@ -243,6 +254,7 @@ def test_the_processes_work_together_as_the_file_describes_them(tmp_path: Path, 
         with valkey, Api(url, key, tenant="acme", backend=backend) as api:
             up = Up(deployment, api, valkey)
             up.a_completion_streams_through_and_is_in_postgresql()
+            up.a_file_is_on_the_volume_that_gateway_and_workers_share()
             up.valkey_wants_its_password_and_keeps_to_its_file()
             up.flower_wants_its_password()
             up.flower_shows_workers_tasks_and_queues()

@@ -59,13 +59,14 @@ class Slices:
         table = SliceTable(engine)
         cache = Cache(engine)
         self._http = httpx.AsyncClient(timeout=5.0)
+        self.catalog = Catalog(providers, self._http)
         self._tools = Tools(
             redis=redis,
             scripts=scripts,
             log=ChunkLog(redis),
             flights=Flights(redis),
             generator=generator,
-            catalog=Catalog(providers, self._http),
+            catalog=self.catalog,
             sharing=Sharing(redis, cache, CacheLimits.of(settings)),
             cache=cache,
             books=Books(engine),
