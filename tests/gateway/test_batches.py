@@ -77,7 +77,7 @@ def test_a_batch_has_openais_shape_and_ours_beside_it(each_api: Api) -> None:
 
 def test_what_is_ours_can_be_set(api: Api) -> None:
     file_id = upload(api, [row("a")])
-    fields = {"max_concurrency": 7.0, "max_error_rate": 1, "metadata": None}
+    fields: dict[str, Any] = {"max_concurrency": 7.0, "max_error_rate": 1, "metadata": None}
     fields["output_expires_after"] = {"anchor": "created_at", "seconds": 3600}
     path = "/api/v1/llm/chat/completions"
     answer = api.post("/api/v1/llm/batches", json=body(file_id, endpoint=path, **fields))
