@@ -7,6 +7,7 @@ thousand are written in seconds: text is folded in runs and not chunk by chunk.
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +16,7 @@ from consumers.follow import renderer_for
 from consumers.lookup import Completion, from_books
 from consumers.present import whole_body
 from schemas.batches import RowError, Stopped
-from schemas.codec import chunks_of, dumps, runs_of
+from schemas.codec import Head, chunks_of, decode_head, decode_item, dumps, runs_of
 from schemas.errors import DeadlineExceeded, Failure, GenerationFailed
 from schemas.fold import Fold
 from schemas.records import StoredLog
@@ -100,14 +101,34 @@ def code_of(stopped: str | None) -> RowError:
 
 def answer_of(log: StoredLog | None, completion: Completion) -> dict[str, Any]:
     """A whole log folded, as it is by whoever reads it chunk by chunk."""
-    if log is None:
+    if log is None or not log.items:
         return {}
-    renderer = renderer_for(completion)
-    renderer.set_head(log.head)
     fold = Fold()
-    for chunk in chunks_of(runs_of(log.items), renderer):
-        fold.add(chunk)
+    items = runs_of(log.items)
+    if b'"reasoning_content"' in log.items or b"~" in log.items:  # said under two names
+        renderer = renderer_for(completion)
+        renderer.set_head(log.head)
+        for chunk in chunks_of(items, renderer):
+            fold.add(chunk)
+        return fold.completion()
+    head = _head(log.head)
+    provider, model = head.by or (completion.provider, completion.resolved_model)
+    own = {
+        "id": completion.id,
+        "created": completion.created,
+        "model": completion.model,
+        "resolved_model": model,
+        "resolved_provider": provider,
+    }
+    for item in items:
+        fold.add({**own, **decode_item(item, head)})
+        own = {}  # the last value stands, and no item has another one
     return fold.completion()
+
+
+@lru_cache(maxsize=1000)
+def _head(data: bytes) -> Head:
+    return decode_head(data)
 
 
 def _answered(row: RowOver, completion: Completion) -> Line:

@@ -31,6 +31,8 @@ from stores.scripts import HOLDER_PATIENCE
 OUTAGE = HOLDER_PATIENCE
 #: Items that one entry holds when a log is read from the books.
 BOOKS_PAGE = 512
+#: The largest answer that is sent in one piece, in bytes of its items.
+AT_HAND = 256 * 1024
 
 
 class Follow:
@@ -63,6 +65,8 @@ class Follow:
         self._from_sql = reader is None
         #: Of a cached result, in seconds.
         self.age: int | None = None
+        #: All of it is here, and small enough to be sent at once.
+        self.at_hand = stored is not None and len(stored.items) <= AT_HAND
         self._offset = completion.offset
         self._own = completion.own
         if reader is None:

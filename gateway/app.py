@@ -15,7 +15,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import batch_results, batches, cached, completions, files, models, operations, stored, usage
+from gateway import (
+    batch_results,
+    batches,
+    cached,
+    completions,
+    files,
+    metrics,
+    models,
+    operations,
+    stored,
+    usage,
+)
 from gateway.context import open_context
 from gateway.http import Call, Endpoint, error_reply
 from schemas.codec import dumps
@@ -52,6 +63,7 @@ def make_app(settings: Settings) -> ASGIApp:
     routes = [
         Route("/healthz", Endpoint(GET=operations.healthz)),
         Route("/readyz", Endpoint(GET=operations.readyz)),
+        Route("/metrics", Endpoint(GET=metrics.metrics)),
         Route("/openapi.json", Endpoint(GET=operations.openapi)),
         Route("/docs", Endpoint(GET=operations.docs)),
         *api,

@@ -105,6 +105,8 @@ async def open_stream(
     call: Call, follow: Follow, headers: Headers, framing: OpenAIFraming, *, cancels: bool
 ) -> EventStream:
     """Headers wait for the first chunk or a failure, for a while: a failure before any chunk keeps its HTTP status."""
+    if follow.at_hand:
+        return EventStream(follow, framing, headers)
     first = asyncio.create_task(follow.next())
     try:
         with contextlib.suppress(TimeoutError):

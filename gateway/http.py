@@ -39,18 +39,22 @@ def database_away() -> Unavailable:
 class Call:
     """One request, with what handlers ask of it."""
 
-    __slots__ = ("context", "request", "request_id")
+    __slots__ = ("_headers", "context", "request", "request_id")
 
     def __init__(self, context: Context, scope: Scope, receive: Receive) -> None:
         self.context = context
         self.request = Request(scope, receive)
-        given = self.request.headers.get("x-request-id", "")
+        self._headers: Headers = {}
+        for raw, value in scope["headers"]:
+            name = raw.decode("latin-1")
+            text = value.decode("latin-1")
+            self._headers[name] = f"{self._headers[name]}, {text}" if name in self._headers else text
+        given = self._headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid_utils.uuid7().hex}"
 
     def header(self, name: str) -> str | None:
         """The header's value; of one that was sent several times the values with commas, as RFC 9110 has it."""
-        values = self.request.headers.getlist(name)
-        return ", ".join(values) if values else None
+        return self._headers.get(name.lower())
 
     def path(self, name: str) -> str:
         return self.request.path_params[name]
@@ -58,7 +62,7 @@ class Call:
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge."""
         limit = self.context.settings.max_body_bytes
-        length = self.request.headers.get("content-length", "")
+        length = self._headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise too_large(limit)
         parts: list[bytes] = []

@@ -206,6 +206,12 @@ def _paths() -> dict[str, Any]:
                 "security": [],
             }
         },
+        "/metrics": {
+            "get": {
+                **_operation("The pipeline's state, in Prometheus's text format", [], _plain()),
+                "security": [],
+            }
+        },
     }
 
 

@@ -121,6 +121,7 @@ def serve(settings: Settings, *, host: str, port: int, log_level: str = "warning
         ws="none",
         lifespan="on",
         access_log=False,
+        proxy_headers=False,
         log_level=log_level,
         server_header=False,
         date_header=False,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from consumers.follow import Follow, failure_of, renderer_for
 from gateway.http import Call, database_away, raw_headers
@@ -101,8 +101,14 @@ class EventStream:
 
     async def send(self, call: Call, receive: Receive, send: Send) -> None:
         headers = raw_headers({**self._headers, "x-request-id": call.request_id})
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        if self._follow.at_hand and call.request.method != "HEAD":
+            body = await self._whole(call)
+            await send(start)
+            await send({"type": "http.response.body", "body": body})
+            return
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send(start)
             if call.request.method == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
                 return
@@ -114,6 +120,20 @@ class EventStream:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await self._first
             self._follow.close()
+
+    async def _whole(self, call: Call) -> bytes:
+        """The body of a stream that is over already."""
+        pieces = [COMMENT]
+
+        async def keep(message: Message) -> None:
+            pieces.append(message["body"])
+
+        try:
+            await self._copy(keep)
+        except Exception:
+            log.exception("%s: the stream of %s broke", call.request_id, self._follow.completion.id)
+            pieces.append(self._resumable(TailraceError("Something went wrong here.")))
+        return b"".join(pieces)
 
     async def _run(self, call: Call, receive: Receive, send: Send) -> None:
         """Copy until the end or until the client leaves."""

@@ -17,6 +17,8 @@ from schemas.providers import Provider, Providers, Resolved
 KEEP, KEEP_FAILURE = 60.0, 10.0
 #: What a request waits for a list that was never had, in seconds.
 TIMEOUT = 2.0
+#: Resolved names that are kept.
+NAMES = 4096
 
 
 class Catalog:
@@ -28,6 +30,7 @@ class Catalog:
         self.providers = providers
         self._client = client
         self._clock = clock
+        self._resolved: dict[str, Resolved] = {}
         self._lists: dict[str, tuple[float, frozenset[str] | None]] = {}
         self._asking: dict[str, asyncio.Task[frozenset[str] | None]] = {}
 
@@ -36,7 +39,12 @@ class Catalog:
 
         Raises ModelNotFound where none is left.
         """
-        resolved = self.providers.resolve(model)
+        resolved = self._resolved.get(model)
+        if resolved is None:
+            resolved = self.providers.resolve(model)
+            if len(self._resolved) >= NAMES:
+                self._resolved.clear()
+            self._resolved[model] = resolved
         for target in resolved.targets[1:]:  # all that were never had are asked for at once
             self._look_up(target.provider)
         lists = [await self.names(target.provider) for target in resolved.targets]

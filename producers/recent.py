@@ -3,6 +3,7 @@
 Redis fsyncs its append-only file each second, and while an fsync takes longer it holds writes back for up to 2 s. So
 the last writes go with its host, and on a busy disk with its process. Whoever accepted a completion in that time is
 still there: when Redis is back, it accepts again what neither Redis nor the books know. The outbox puts the messages.
+Of what the books know, an Idempotency-Key may be lost.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ SURE_SECONDS = 600.0
 
 
 class Remembered(msgspec.Struct):
-    """``again`` accepts it once more."""
+    """``again`` accepts it once more; given True, for what is over, only its Idempotency-Key is kept again."""
 
     id: str
     size: int
-    again: Callable[[], Awaitable[None]]
+    again: Callable[[bool], Awaitable[None]]
     at: float = 0.0
 
 
@@ -55,7 +56,7 @@ class Recent:
         redis.on_return = self._on_return
         redis.restored = self.restored
 
-    def add(self, id: str, size: int, again: Callable[[], Awaitable[None]]) -> None:
+    def add(self, id: str, size: int, again: Callable[[bool], Awaitable[None]]) -> None:
         """``size`` is what it keeps in memory, in bytes."""
         now = asyncio.get_running_loop().time()
         self._entries.append(Remembered(id, size, again, now))
@@ -96,10 +97,10 @@ class Recent:
         again = failed = 0
         try:
             async with asyncio.timeout(RESTORE_SECONDS):
-                for entry in await self._unknown(entries):
+                for entry, over in await self._lost(entries):
                     try:
-                        await entry.again()
-                        again += 1
+                        await entry.again(over)
+                        again += not over
                     except Exception as error:  # noqa: BLE001 - the others are not to go with it
                         failed += 1
                         log.error("%s was accepted, and Redis has lost it: %s", entry.id, error)
@@ -112,17 +113,17 @@ class Recent:
                 "Redis had lost %d completions of the last seconds; %d are there again", again + failed, again
             )
 
-    async def _unknown(self, entries: list[Remembered]) -> list[Remembered]:
-        """Those that neither Redis has nor the books know an end of."""
+    async def _lost(self, entries: list[Remembered]) -> list[tuple[Remembered, bool]]:
+        """Those that Redis has not, and whether the books know an end of them."""
         states = await asyncio.gather(*(self._exists(entry.id) for entry in entries))
         lost = [entry for entry, there in zip(entries, states, strict=True) if not there]
         if not lost:
             return []
         with contextlib.suppress(SQLAlchemyError):
             over = await asyncio.to_thread(self._books.over_among, [entry.id for entry in lost])
-            return [entry for entry in lost if entry.id not in over]
+            return [(entry, entry.id in over) for entry in lost]
         sure = asyncio.get_running_loop().time() - SURE_SECONDS
-        return [entry for entry in lost if entry.at > sure]
+        return [(entry, False) for entry in lost if entry.at > sure]
 
     async def _exists(self, id: str) -> bool:
         keys = self._redis.keys(id)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from schemas.caching import CachePolicy
 from schemas.errors import CacheMiss, Unavailable
 from schemas.records import Accepted
+from schemas.states import Queue
 from stores.cache import Cache, CacheLimits
 from stores.chunklog import ChunkLog
 from stores.flights import PRODUCER_PATIENCE_MS, Flights, Flying, Hit, Nothing, Reserved, Result, whole
@@ -33,6 +34,8 @@ class Shared(msgspec.Struct, frozen=True):
     record: Accepted
     result: Result | None = None
     age_ms: int = 0
+    #: Bulk work that it joined, and that is interactive now: the number of the message to put, 0 where it needs none.
+    promoted: int | None = None
 
 
 class Sharing:
@@ -78,11 +81,19 @@ class Sharing:
                 case Flying(generation) if not policy.joins and not await self._is_whole(generation):
                     instead = generation
                 case Flying(generation, waited_ms):
-                    joined = await self._flights.join(generation, record.id, timeout_ms=timeout_ms)
+                    joined = await self._flights.join(
+                        generation,
+                        record.id,
+                        timeout_ms=timeout_ms,
+                        promote=record.queue == Queue.INTERACTIVE.value,
+                    )
                     match joined.how:
                         case "joined":
                             due = msgspec.structs.replace(record, deadline_ms=joined.deadline_ms)
-                            return await self._point(due, generation, "join")
+                            shared = await self._point(due, generation, "join")
+                            if shared is None or joined.promoted is None:
+                                return shared
+                            return msgspec.structs.replace(shared, promoted=joined.promoted)
                         case "completed":
                             shared = await self._finished(record, generation, max_age_ms)
                             if shared is not None:

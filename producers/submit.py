@@ -35,6 +35,7 @@ from stores.cache import DEFAULT_LIMITS, Cache, CacheLimits
 from stores.chunklog import ChunkLog
 from stores.keylimits import Ticket
 from stores.outcomes import AcceptResult
+from stores.permits import Permits
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.wire import Arg
@@ -92,6 +93,7 @@ class Submitter:
         self._publisher = publisher
         self._books = books
         self._keys = IdempotencyKeys(redis)
+        self._permits = Permits(redis, window_ms=0)
         self._sharing = Sharing(redis, Cache(books.engine), limits)
         self._late: set[asyncio.Task[None]] = set()
         self.recent = Recent(redis, books)
@@ -181,12 +183,13 @@ class Submitter:
             raise
         accepted = accepting.result()
 
-        async def again() -> None:
+        async def again(over: bool) -> None:
             if held is not None and not await held.keep():
                 return
-            if queue is Queue.INTERACTIVE:
-                await self._index(record)
-            await self._scripts.accept(record, encoded, timeout_ms=timeout_ms, again=True)
+            if not over:
+                if queue is Queue.INTERACTIVE:
+                    await self._index(record)
+                await self._scripts.accept(record, encoded, timeout_ms=timeout_ms, again=True)
             if held is not None:
                 await held.confirm()
 
@@ -226,20 +229,35 @@ class Submitter:
 
     async def _submitted(self, shared: Shared, resolved: Resolved, held: Held | None) -> Submission:
         record = shared.record
-        await self._index(record, most=HITS_INDEXED)
+        await asyncio.gather(self._index(record, most=HITS_INDEXED), self._promoted(shared))
         if held is not None:
             await held.confirm()
 
-        async def again() -> None:
+        async def again(over: bool) -> None:
             if held is not None and not await held.keep():
                 return
-            await self._index(record, most=HITS_INDEXED)
-            await self._sharing.repeat(record)
+            if not over:
+                await self._index(record, most=HITS_INDEXED)
+                await self._sharing.repeat(record)
             if held is not None:
                 await held.confirm()
 
         self.recent.add(record.id, POINTER_BYTES, again)
         return Submission(record.id, record.created_ms, resolved, cache=record.cache, shared=shared)
+
+    async def _promoted(self, shared: Shared) -> None:
+        """Bulk work that somebody waits for now goes before other bulk work. It was accepted whatever comes of this:
+        a message that isn't put is in the outbox."""
+        record = shared.record
+        if shared.promoted is None:
+            return
+        provider = self.catalog.providers.providers.get(record.provider)
+        with contextlib.suppress(Unavailable):
+            if shared.promoted:
+                await self._publisher.publish(record.generation, record.queue, shared.promoted)
+                await self._scripts.published(record.generation)
+            elif provider is not None and provider.limited:
+                await self._permits.promote(provider, record.generation)
 
     async def _admit(
         self, ticket: Ticket, record: Accepted, work: Work, size: int, policy: CachePolicy, held: Held | None

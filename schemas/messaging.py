@@ -55,19 +55,21 @@ def probe(partition: int, queue: str, seq: int) -> WakeUp:
 
 class Job(TypedDict):
     """The one argument of the tasks of a batch (``schemas/batches.py``): for whoever finds the ``token`` in SQL.
-    ``first`` names one of its slices."""
+    ``first`` names one of its slices, which somebody had before where ``again`` is said."""
 
     v: int
     batch: str
     token: str
     first: NotRequired[int]
+    again: NotRequired[bool]
 
 
-def job(batch: str, token: str, first: int | None = None) -> Job:
-    made: Job = {"v": VERSION, "batch": batch, "token": token}
-    if first is not None:
-        made["first"] = first
-    return made
+def job(batch: str, token: str) -> Job:
+    return {"v": VERSION, "batch": batch, "token": token}
+
+
+def slice_job(batch: str, token: str, first: int, *, again: bool) -> Job:
+    return {"v": VERSION, "batch": batch, "token": token, "first": first, "again": again}
 
 
 def job_id(task: str, job: Job) -> str:

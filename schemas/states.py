@@ -45,3 +45,8 @@ class Queue(StrEnum):
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
+
+
+def other(queue: str) -> str:
+    """The queue that it is not."""
+    return (Queue.INTERACTIVE if queue == Queue.BULK.value else Queue.BULK).value

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Engine, and_, func, insert, literal_column, select, update
+from sqlalchemy import Boolean, ColumnElement, Engine, and_, func, insert, literal_column, select, update
 
 from schemas.batches import BatchStatus
 from schemas.errors import Failure
@@ -18,7 +18,7 @@ from schemas.states import State
 from schemas.tables import batch_rows, batch_slices, batches, completions, files, generations, results, usage
 from stores.batches import TOKENS, BatchRow
 from stores.files import FileRow
-from stores.rows import SELECT_COMPLETIONS, CompletionRow, read_completion, read_log
+from stores.rows import SELECT_COMPLETIONS, CompletionRow, completion_of, read_log
 from stores.sql import is_sqlite, reading, writing
 
 #: Rows of a page.
@@ -67,7 +67,7 @@ class BatchEnds:
             if is_sqlite(engine)
             else "position('\"store\"'::bytea in batch_rows.body) > 0"
         )
-        self._unstored = literal_column(sought).label("r_unstored")
+        self._unstored: ColumnElement[bool] = literal_column(sought, Boolean())
 
     def page(self, batch: str, first: int) -> list[RowOver]:
         """The rows from ``first`` on, ``PAGE`` of them at most; none past the end."""
@@ -84,18 +84,20 @@ class BatchEnds:
         used = select(_u.completion_id).join(batch_rows, _n.completion_id == _u.completion_id).where(mine)
         with reading(self.engine) as connection:
             asked = connection.execute(rows).all()
-            found = {row["id"]: row for row in connection.execute(over).mappings()}
+            found = {row[0]: row for row in connection.execute(over)}
             lacking = len(found) < len(asked)
             gone = {*connection.scalars(used)} if lacking else set[str]()
         page: list[RowOver] = []
         for row in asked:
-            fields = found.get(row.r_completion_id)
+            id = row.r_completion_id
+            fields = found.get(id)
             completion = log = None
             if fields is not None:
-                completion = read_completion(fields)
-                if fields["l_head"] is not None:
-                    log = read_log(*(fields[f"l_{name}"] for name in _LOG_NAMES))
-            page.append(RowOver(*row, row.r_completion_id in gone, completion, log))
+                completion = completion_of(fields)
+                if fields[_LOG_AT] is not None:
+                    log = read_log(*fields[_LOG_AT:])
+            values: list[Any] = [*row, id in gone, completion, log]
+            page.append(RowOver(*values))
         return page
 
     def unstored(self, batch: str, first: int) -> list[tuple[str, bytes]]:
@@ -103,7 +105,7 @@ class BatchEnds:
         mine = and_(_n.batch_id == batch, _n.n >= first, _n.n < first + PAGE)
         with reading(self.engine) as connection:
             rows = connection.execute(
-                select(_n.completion_id, _n.body).where(mine, literal_column(self._unstored.element.text))
+                select(_n.completion_id, _n.body).where(mine, self._unstored.label("r_unstored"))
             )
             return [(row.completion_id, bytes(row.body)) for row in rows]
 
@@ -196,8 +198,10 @@ class BatchEnds:
 
 
 _ROW = ("n", "line", "custom_id", "completion_id", "fingerprint")
-_LOG_NAMES = ("head", "items", "compressed", "base", "next")
-_LOG: tuple[ColumnElement[Any], ...] = tuple(_r[name].label(f"l_{name}") for name in _LOG_NAMES)
+_LOG: tuple[ColumnElement[Any], ...] = tuple(
+    _r[name].label(f"l_{name}") for name in ("head", "items", "compressed", "base", "next")
+)
+_LOG_AT = len(SELECT_COMPLETIONS.selected_columns)
 
 
 def _mine(id: str, token: str) -> tuple[ColumnElement[bool], ...]:

@@ -63,6 +63,7 @@ class Deal(msgspec.Struct, frozen=True):
     first: int
     token: str
     concurrency: int
+    again: bool
 
 
 class Counted(msgspec.Struct, frozen=True):

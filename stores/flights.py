@@ -14,6 +14,7 @@ import msgspec
 
 from schemas.keys import deadline_of
 from schemas.records import Accepted, StoredLog, decode_record, encode, open_record
+from schemas.states import Queue
 from stores.chunklog import LogState
 from stores.redis import Redis, Script, full
 
@@ -25,6 +26,8 @@ _SEEK, _KEEP, _JOIN, _POINT, _DROP = (
     Script("drop"),
 )
 _WARM = Script("warm")
+
+_INTERACTIVE, _BULK = Queue.INTERACTIVE.value, Queue.BULK.value
 
 #: How long a reservation lasts, in milliseconds.
 RESERVATION_MS = 10_000
@@ -79,6 +82,8 @@ class Joined(msgspec.Struct, frozen=True):
 
     how: Literal["joined", "completed", "ended", "gone"]
     deadline_ms: int | None = None
+    #: It was bulk work, and is interactive now: the number of the message to put, 0 where it needs none.
+    promoted: int | None = None
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -179,19 +184,25 @@ class Flights:
             for first in range(0, len(names), COOLED_AT_ONCE):
                 await self._redis.command(partition, "DEL", *names[first : first + COOLED_AT_ONCE])
 
-    async def join(self, generation: str, completion: str, *, timeout_ms: int = 0) -> Joined:
-        """``timeout_ms`` from now is the completion's deadline, 0 is none. Raises Unavailable."""
+    async def join(
+        self, generation: str, completion: str, *, timeout_ms: int = 0, promote: bool = False
+    ) -> Joined:
+        """``timeout_ms`` from now is the completion's deadline, 0 is none. ``promote``: somebody waits for it, so that
+        bulk work becomes interactive. Raises Unavailable."""
         keys = self._redis.keys(generation)
         try:
-            how, due = await self._redis.script(
+            how, due, promoted = await self._redis.script(
                 keys.partition,
                 _JOIN,
-                [keys.gen(generation), keys.members(generation), keys.deadlines],
-                [completion, timeout_ms, deadline_of(generation, completion)],
+                [
+                    *(keys.gen(generation), keys.members(generation), keys.deadlines),
+                    *(keys.seq(_INTERACTIVE), keys.queued(_INTERACTIVE), keys.queued(_BULK), keys.outbox),
+                ],
+                [completion, timeout_ms, deadline_of(generation, completion), generation, int(promote)],
             )
         except hiredis.ReplyError as error:
             raise full(error) from None
-        return Joined(how.decode(), due or None)
+        return Joined(how.decode(), due or None, promoted if promoted >= 0 else None)
 
     async def point(self, record: Accepted) -> Accepted | None:
         """Accept a completion of another one's generation. The record as it was accepted, by this call or before;

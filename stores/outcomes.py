@@ -7,6 +7,7 @@ from enum import IntEnum
 import msgspec
 
 from schemas.records import Ended, encode
+from schemas.states import Queue
 
 
 class AcceptResult(msgspec.Struct, frozen=True):
@@ -42,6 +43,8 @@ class Claim(msgspec.Struct, frozen=True):
     call: str = ""
     #: The provider and model that the last attempt asked, where they are not the first ones.
     target: tuple[str, str] | None = None
+    #: The queue that it belongs to now.
+    queue: str = Queue.INTERACTIVE.value
 
     @property
     def fence(self) -> str:

@@ -113,6 +113,10 @@ class Permits:
         """A reservation that will not be taken; the generations to wake in its place."""
         return _decoded(await self._call(provider, "give_back", generation))
 
+    async def promote(self, provider: Provider, generation: str) -> None:
+        """Bulk work that stands in line stands with the interactive work from now on, and first there."""
+        await self._call(provider, "promote", generation)
+
     async def deal(self, provider: Provider) -> list[str]:
         """Reserve what came free with time; the generations to wake."""
         return _decoded(await self._call(provider, "deal"))

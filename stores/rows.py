@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -227,6 +228,39 @@ def read_completion(fields: RowMapping) -> CompletionRow:
     own: dict[str, Any] = {name: fields[name] for name in CompletionRow.__struct_fields__ if name in _c}
     own["status"] = State(own["status"])
     return CompletionRow(**own, generation=generation, usage=used)
+
+
+def completion_of(row: Sequence[Any]) -> CompletionRow:
+    """As ``read_completion``, by position: for pages of many. What comes after the columns is passed over."""
+    generation = used = None
+    if row[_GENERATION_AT] is not None:
+        values = list(_generation_values(row))
+        values[_STATE_AT] = State(values[_STATE_AT])
+        if values[_FAILURE_AT] is not None:
+            values[_FAILURE_AT] = msgspec.convert(values[_FAILURE_AT], Failure)
+        generation = GenerationRow(*values)
+    if row[_USAGE_AT] is not None:
+        used = UsageRow(Usage(*_token_values(row)), *_usage_values(row))
+    own: list[Any] = [*_own_values(row), generation, used]
+    own[_STATUS_AT] = State(own[_STATUS_AT])
+    return CompletionRow(*own)
+
+
+_NAMES = [column.name for column in SELECT_COMPLETIONS.selected_columns]
+_GENERATION_AT, _USAGE_AT = _NAMES.index("g_id"), _NAMES.index("u_completion_id")
+_STATE_AT = GenerationRow.__struct_fields__.index("state")
+_FAILURE_AT = GenerationRow.__struct_fields__.index("failure")
+_STATUS_AT = CompletionRow.__struct_fields__.index("status")
+
+
+def _values(prefix: str, names: Iterable[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    return itemgetter(*(_NAMES.index(f"{prefix}{name}") for name in names))
+
+
+_own_values = _values("", (name for name in CompletionRow.__struct_fields__ if name in _c))
+_generation_values = _values("g_", GenerationRow.__struct_fields__)
+_token_values = _values("u_", Usage.__struct_fields__)
+_usage_values = _values("u_", (name for name in UsageRow.__struct_fields__ if name != "tokens"))
 
 
 def read_log(head: bytes, items: bytes, compressed: bool, base: int, next: int) -> StoredLog:

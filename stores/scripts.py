@@ -16,7 +16,7 @@ import msgspec
 from schemas.caching import whole_choices
 from schemas.keys import deadline_of
 from schemas.records import Accepted, Attempted, Ended, encode_record, open_record
-from schemas.states import State
+from schemas.states import State, other
 from stores.outcomes import (
     ANYTIME,
     NOTHING,
@@ -124,6 +124,7 @@ class Scripts:
                 keys.req(generation),
                 keys.lease,
                 keys.queued(queue),
+                keys.queued(other(queue)),
                 keys.mark(queue),
                 keys.outbox,
                 keys.recovery,
@@ -135,7 +136,7 @@ class Scripts:
         if answer[0] != b"claimed":
             return NotClaimed(answer[0].decode())
         _, attempt, next_index, base, created_ms, request, info, *rest = answer
-        tries, waited_ms, skip, head, call, target = rest
+        tries, waited_ms, skip, head, call, target, now_in = rest
         return Claim(
             generation=generation,
             attempt=attempt,
@@ -150,6 +151,7 @@ class Scripts:
             head=head,
             call=call.decode(),
             target=decode_target(target) if target else None,
+            queue=now_in.decode() if now_in else queue,
         )
 
     async def renew(
@@ -379,8 +381,15 @@ class Scripts:
             _CANCEL,
             [
                 *(keys.gen(generation), keys.req(generation), keys.log(generation), keys.ledger),
-                *(keys.channel(generation), keys.queued(queue), keys.outbox, keys.control),
-                *(keys.recovery, keys.suspects, keys.parked, keys.deadlines, keys.members(generation)),
+                *(keys.channel(generation), keys.queued(queue), keys.queued(other(queue)), keys.outbox),
+                *(
+                    keys.control,
+                    keys.recovery,
+                    keys.suspects,
+                    keys.parked,
+                    keys.deadlines,
+                    keys.members(generation),
+                ),
             ],
             [
                 generation,

@@ -39,7 +39,10 @@ _TEMPORARY = ".writing-"
 
 
 class Storage(Protocol):
-    """Keys are ids of files: letters, digits, dashes and underscores."""
+    """Keys are ids of files: letters, digits, dashes and underscores. ``place`` says to people where it is."""
+
+    @property
+    def place(self) -> str: ...
 
     def write(self, key: str) -> AbstractContextManager[BinaryIO]:
         """What is written is there in one step when the block ends, and isn't where it ends with an error."""
@@ -84,6 +87,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.place = str(path)
 
     @contextmanager
     def write(self, key: str) -> Generator[BinaryIO]:
@@ -161,6 +165,7 @@ class ObjectStorage:
             raise ConfigurationError(
                 "Files in S3 need one more package: pip install 'tailrace[s3]'."
             ) from None
+        self.place = url
         self._obstore, self._failure = obstore, BaseError
         self._part = max(PART_BYTES, -(-largest // PARTS))
         try:

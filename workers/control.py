@@ -111,6 +111,7 @@ class Control:
         self._draining = False
         self._stop: asyncio.Event | None = None
         self._called: asyncio.Event | None = None
+        self._slice_over: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dealer: Dealer | None = None
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
@@ -134,6 +135,10 @@ class Control:
         """There is work to recover; from any thread."""
         self._tell(self._called)
 
+    def deal(self) -> None:
+        """A slice of a batch is over, somewhere; from any thread."""
+        self._tell(self._slice_over)
+
     def wake(self, provider: str, generations: list[str]) -> None:
         """The provider has permits for them; from any thread."""
         if self._loop is not None and not self._loop.is_closed():
@@ -151,7 +156,8 @@ class Control:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        self._loop, self._stop, self._called = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stop, self._called, self._slice_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
         settings = self._settings
         redis = await Redis.open(settings.redis_url, partitions=settings.partitions, patience=float("inf"))
         self._redis, self._scripts = redis, Scripts(redis)
@@ -188,7 +194,7 @@ class Control:
                 (self._messages, MESSAGES_PAUSE),
                 (self._compare, BOOKS_PAUSE),
                 (self._register, REGISTER_PAUSE),
-                (self._batches, BATCHES_PAUSE),
+                (self._batches, 0.0),
             )
         ]
         await self._stop.wait()
@@ -332,9 +338,12 @@ class Control:
         await self._each("expire", list(self._led), self._reaper.expire)
 
     async def _dispatch(self) -> None:
-        await self._each("dispatch", list(self._led), self._reconciler.dispatch)
-        if self._dealer is not None:
-            await self._dealer.deal(list(self._led))
+        async def dispatch(partition: int) -> None:
+            await self._reconciler.dispatch(partition)
+            if self._dealer is not None:
+                await self._dealer.deal(partition)
+
+        await self._each("dispatch", list(self._led), dispatch)
 
     async def _messages(self) -> None:
         await self._each("messages", list(self._led), self._reconciler.messages)
@@ -350,5 +359,10 @@ class Control:
             await unregister(self._redis, self._token, self._slots)
 
     async def _batches(self) -> None:
+        assert self._slice_over is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._slice_over.wait(), BATCHES_PAUSE)
+        called = self._slice_over.is_set()
+        self._slice_over.clear()
         if 0 in self._led:
-            await self._batch_dealer.deal()
+            await self._batch_dealer.deal(called=called)

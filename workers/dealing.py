@@ -28,10 +28,10 @@ class Dealer:
         self._reconciler = reconciler
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def deal(self, partitions: Sequence[int]) -> None:
-        """Of the providers whose permits are in these partitions. Raises Unavailable."""
+    async def deal(self, partition: int) -> None:
+        """Of the providers whose permits are in this partition. Raises Unavailable."""
         for provider in self._limited.values():
-            if self._permits.partition(provider) in partitions:
+            if self._permits.partition(provider) == partition:
                 self.wake(provider.name, await self._permits.deal(provider))
 
     def wake(self, provider: str, generations: Sequence[str]) -> None:

@@ -132,7 +132,7 @@ class Gate:
             provider,
             claim.generation,
             claim.fence,
-            queue=record.queue,
+            queue=claim.queue,
             tenant=record.tenant,
             tokens=sum(estimate(attempt.work.params)) if provider.tokens_per_minute else 0,
             use_ms=_use_ms(provider),

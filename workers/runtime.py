@@ -260,6 +260,8 @@ class Runtime:
             self.generator.cancel(generation, attempt)
         elif verb == "recover":
             self._control.recover()
+        elif verb == "slices":
+            self._control.deal()
         elif verb == "circuits":
             self.generator.circuits.look()
 

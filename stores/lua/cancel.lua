@@ -3,7 +3,7 @@
 -- to its worker: told to cancel, by a flag and a message; past its deadline it looks itself. Where other completions
 -- share the generation, only `who` ends: by a marker in the log, a note for later readers and a record of its own.
 -- The others' goes on.
--- KEYS gen req log ledger channel queued outbox control recovery suspects parked deadlines members
+-- KEYS gen req log ledger channel queued queued_elsewhere outbox control recovery suspects parked deadlines members
 -- ARGV id state end record who info due ('1': the deadline is not the generation's, but that of `who`)
 --   end: what the end entry says; record: of the end, a JSON object that is left open
 --   info: the record of `who`'s acceptance, '' for the one that created the generation
@@ -12,8 +12,8 @@
 -- use clock
 -- use place
 -- use finish
-local gen, req, log, ledger, channel, queued, outbox, control, recovery, suspects, parked, deadlines, members =
-  unpack(KEYS)
+local gen, req, log, ledger, channel, queued, elsewhere, outbox, control, recovery, suspects, parked, deadlines,
+  members = unpack(KEYS)
 local id, state, ending, record, who, info, due = unpack(ARGV)
 local h = redis.call('HMGET', gen, 'state', 'live', 'own', 'next', 'base', 'mark', 'attempt', 'info')
 local was = h[1]
@@ -69,7 +69,7 @@ if was == 'leased' then
   redis.call('SPUBLISH', control, 'cancel ' .. id .. ' ' .. h[7])
   return 'cancelling'
 end
-for _, waiting in ipairs({queued, recovery, suspects, parked}) do
+for _, waiting in ipairs({queued, elsewhere, recovery, suspects, parked}) do
   redis.call('ZREM', waiting, id)
 end
 redis.call('HDEL', outbox, id)

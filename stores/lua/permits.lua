@@ -15,6 +15,7 @@
 --   release   id who answered tokens (-1: as estimated) cool_ms outcome retry_after_ms        -> {woken…}
 --   give_back id                                         -> {woken…}
 --   deal                                                 -> {woken…}
+--   promote   id (it is interactive from now on)         -> {1 (it stood in the bulk line) or 0}
 --   look                                                 -> {held, waiting, calls, tokens: each of both classes, factor
 --                                                            in 1/1000, ms until it is asked again}
 -- `answered`: ms since the provider answered, -1 if it hasn't. `outcome`: ok, slow (it asks for fewer calls), unused
@@ -274,6 +275,16 @@ local function release(id, who, since, used, cool_ms, outcome, retry_after_ms)
     end
   end
   return deal()
+end
+
+if operation == 'promote' then
+  local id = ARGV[7]
+  if redis.call('ZREM', lines.bulk.waiting, id) == 0 then
+    return {0}
+  end
+  local cost = string.match(redis.call('HGET', state, 'wait:' .. id) or '0 0', '%d+')
+  enqueue('interactive', id, tonumber(redis.call('HGET', tags, 'served:interactive') or '0'), tonumber(cost), 0)
+  return {1}
 end
 
 clean()

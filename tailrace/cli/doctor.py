@@ -66,7 +66,7 @@ async def _retry(settings: Settings) -> int:
 async def _examine(settings: Settings, stack: Path | None) -> list[Finding]:
     """All checks; of a stack that is not running, those that need none of its processes."""
     from producers import health as outside
-    from stores import health
+    from stores import health, storage_health
 
     found: list[Finding] = []
     running = True
@@ -78,7 +78,11 @@ async def _examine(settings: Settings, stack: Path | None) -> list[Finding]:
             found.append(
                 health.fail("stack", f"the one of {stack} is not running", "Start it: `tailrace up`.")
             )
-    looks = [asyncio.to_thread(health.database, settings), outside.providers(settings)]
+    looks = [
+        asyncio.to_thread(health.database, settings),
+        asyncio.to_thread(storage_health.files, settings),
+        outside.providers(settings),
+    ]
     if running:
         looks = [_redis(settings), *looks, asyncio.to_thread(outside.broker, settings)]
     parts = await asyncio.gather(*looks)

@@ -92,6 +92,8 @@ def settings_of(home: Path | None, folder: Path) -> tuple[Settings, bool]:
         values = {name: given.get(name) or getattr(there, name) for name in _SETTINGS}
         if there.providers and not os.environ.get("TAILRACE_PROVIDERS"):
             values["providers"] = there.providers
+        if there.files and not os.environ.get("TAILRACE_FILES"):
+            values["files"] = there.files
     try:
         return Settings(**values), own
     except ValidationError as error:

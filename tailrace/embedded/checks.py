@@ -31,6 +31,18 @@ def settings() -> None:
         raise StackError(f"TAILRACE_{str(first['loc'][0]).upper()}: {first['msg']}") from None
 
 
+def files(where: str) -> None:
+    """Raises StackError for a storage of files that can't be used."""
+    from schemas.errors import TailraceError
+    from schemas.settings import Settings
+    from stores.storage import open_storage
+
+    try:
+        open_storage(Settings(files=where)).prepare()
+    except TailraceError as error:
+        raise StackError(error.message) from None
+
+
 async def redis(url: str) -> None:
     """Raises StackError unless a Redis or Valkey that we can work with answers there."""
     from schemas.errors import TailraceError

@@ -77,6 +77,7 @@ class EmbeddedStack:
         self.providers = providers.choose(self.home, given.get("TAILRACE_PROVIDERS"), model_port)
         redis_url, broker_url = given.get("TAILRACE_REDIS_URL"), given.get("TAILRACE_BROKER_URL")
         checks.settings()
+        checks.files(self._files())
         if redis_url:
             await checks.redis(redis_url)
         if broker_url:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -245,3 +246,47 @@ class TestStored:
         assert "fake" in names
         assert client.models.retrieve("fake").owned_by == "fake"
         assert client.models.retrieve("org/model-1").id == "org/model-1"
+
+
+class TestFiles:
+    @pytest.fixture(params=["/v1", "/api/v1/llm"])
+    def client(self, request: pytest.FixtureRequest, api: Api, stack: Stack) -> Iterator[openai.OpenAI]:
+        url = f"{stack.url}{request.param}"
+        with openai.OpenAI(api_key=api.api_key, base_url=url, timeout=30) as client:
+            yield client
+
+    def test_from_upload_to_deletion(self, client: openai.OpenAI, tmp_path: Path) -> None:
+        """As OpenAI's guides do it."""
+        path = tmp_path / "batch input.jsonl"
+        path.write_bytes(b'{"custom_id": "request-1"}\n')
+        with path.open("rb") as file:
+            uploaded = client.files.create(file=file, purpose="batch")
+        assert (uploaded.filename, uploaded.bytes, uploaded.purpose) == (path.name, 27, "batch")
+        assert (uploaded.object, uploaded.status, uploaded.expires_at) == ("file", "processed", None)
+        assert client.files.wait_for_processing(uploaded.id) == uploaded
+        assert client.files.retrieve(uploaded.id) == uploaded
+        assert client.files.content(uploaded.id).read() == path.read_bytes()
+        deleted = client.files.delete(uploaded.id)
+        assert (deleted.id, deleted.object, deleted.deleted) == (uploaded.id, "file", True)
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(uploaded.id)
+
+    def test_an_expiring_file(self, client: openai.OpenAI) -> None:
+        file = client.files.create(
+            file=("x.txt", b"x"),
+            purpose="user_data",
+            expires_after={"anchor": "created_at", "seconds": 7200},
+        )
+        assert file.expires_at == file.created_at + 7200
+
+    def test_the_pages_of_a_list(self, client: openai.OpenAI) -> None:
+        """The SDK goes on from page to page by itself."""
+        ids = [client.files.create(file=(f"{n}", b"x"), purpose="evals").id for n in range(5)]
+        assert [file.id for file in client.files.list(limit=2, order="asc")] == ids
+        assert [file.id for file in client.files.list(purpose="evals")] == ids[::-1]
+        assert [*client.files.list(purpose="batch")] == []
+
+    def test_a_wrong_purpose(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError, match="'purpose' must be one of") as refused:
+            client.files.create(file=("x", b"x"), purpose="fine-tune")
+        assert refused.value.param == "purpose"

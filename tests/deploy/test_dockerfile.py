@@ -99,7 +99,7 @@ RUN = (
 )
 TRANSPORT = "kombu.transport.redis"
 #: Imported where they are there, not missed where they aren't.
-OPTIONAL = {"setuptools", "sniffio"}
+OPTIONAL = {"setuptools", "sniffio", "cryptography", "cffi", "pyyaml"}
 
 
 def test_what_the_processes_import_is_in_the_image() -> None:

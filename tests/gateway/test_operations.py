@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.support.api import Api, anybody, error_of, ordered
 from tests.support.ports import free_port
 from tests.support.stack import Stack
@@ -37,6 +39,9 @@ def test_its_description_names_every_path_and_loads_nothing(stack: Stack) -> Non
         "/v1/chat/completions/{id}/cancel",
         "/v1/chat/completions/{id}/token",
         "/v1/cache",
+        "/v1/files",
+        "/v1/files/{id}",
+        "/v1/files/{id}/content",
         "/v1/batches",
         "/v1/batches/estimate",
         "/v1/batches/{id}",
@@ -113,3 +118,26 @@ def test_what_is_not_there_is_404_in_the_errors_shape(api: Api) -> None:
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET, POST"
     error_of(answer)
+
+
+def test_metrics_say_where_work_is(stack: Stack, api: Api) -> None:
+    """In Prometheus's format, without a key; and whether Redis answers."""
+    with anybody(stack.url) as client:
+        running = api.background(fake={"chunks": 200, "interval_ms": 100})
+        wait_until(lambda: stack.state(running).get("state") == "leased", what="stream")
+        answer = client.get("/metrics")
+        api.post(f"/v1/chat/completions/{running}/cancel")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples["tailrace_redis_up",] == 1
+    assert samples["tailrace_admission_open",] == 1
+    assert samples["tailrace_generations", "leased"] >= 1
+    assert samples["tailrace_dead_letters",] == 0
+    assert {("tailrace_queued", "bulk"), ("tailrace_queued", "interactive")} <= samples.keys()
+    assert samples["tailrace_circuit_open", "fake"] == 0
+    assert samples["process_cpu_seconds_total",] > 0
+    stack.settled(running)

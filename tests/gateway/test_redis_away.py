@@ -181,11 +181,15 @@ def test_what_redis_forgets_is_accepted_again(lost: Callable[[Stack], None]) -> 
     with Stack() as stack, stack.api() as api:
         headers = {"Idempotency-Key": "once", "Prefer": "respond-async"}
         body = asking(fake={"chunks": 5, "first_delay_ms": 1000})
+        over, over_headers = asking("over"), {**headers, "Idempotency-Key": "over"}
         with api.events(asking(temperature=1, fake=orders)) as stream:
             frames = stream.next(4)
             keyed = api.post(CHAT, content=dump(body), headers=headers).json()["id"]
+            in_books = api.post(CHAT, content=dump(over), headers=over_headers).json()["id"]
+            stack.settled(in_books)
             lost(stack)
             assert api.get(f"{CHAT}/{keyed}").status_code == 200
+            assert api.post(CHAT, content=dump(over), headers=over_headers).json()["id"] == in_books
             assert api.post(CHAT, content=dump(body), headers=headers).json()["id"] == keyed
             frames += stream.rest()
         assert frames[-1].event == "error"

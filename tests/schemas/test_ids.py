@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.ids import is_completion_id, new_completion_id, partition_of
+from schemas.ids import (
+    is_batch_id,
+    is_completion_id,
+    is_file_id,
+    new_batch_id,
+    new_completion_id,
+    new_file_id,
+    partition_of,
+)
 
 
 def test_new_ids_are_ids_differ_and_sort_by_age() -> None:
@@ -38,6 +47,25 @@ def test_new_ids_are_ids_differ_and_sort_by_age() -> None:
 def test_only_the_exact_shape_is_an_id(text: str) -> None:
     """What ends up in a Redis key has the exact shape of an id: no newline, no brace, no foreign digit."""
     assert not is_completion_id(text)
+
+
+@pytest.mark.parametrize(
+    ("new", "right", "begin"), [(new_file_id, is_file_id, "file-"), (new_batch_id, is_batch_id, "batch_")]
+)
+def test_ids_of_files_and_batches(new: Callable[[], str], right: Callable[[str], bool], begin: str) -> None:
+    """They sort by age, and nothing else has their shape."""
+    ids = [new() for _ in range(1000)]
+    assert sorted({*ids}) == ids
+    assert all(right(id) and id.startswith(begin) for id in ids)
+    for text in (
+        begin,
+        begin + "0" * 31,
+        begin + "A" * 32,
+        ids[0] + "\n",
+        new_completion_id(),
+        f"../{ids[0]}",
+    ):
+        assert not right(text)
 
 
 @given(st.text(), st.integers(1, 1024))

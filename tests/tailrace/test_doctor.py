@@ -86,7 +86,7 @@ def test_all_well(patient: Stack, settings: dict[str, str]) -> None:
     assert checks == {
         *("redis", "persistence", "eviction", "memory", "ledger", "dead letters", "leaders"),
         *("queue interactive", "queue bulk", "recovery", "parked", "stuck"),
-        *("database", "migration", "broker", "workers interactive", "workers bulk", "provider fake"),
+        *("database", "migration", "files", "broker", "workers interactive", "workers bulk", "provider fake"),
         "circuits",
     }
     assert all(line.startswith("ok    ") for line in lines)

@@ -169,7 +169,7 @@ def test_connection_json_says_all_and_only_to_its_owner(up: Up) -> None:
     assert (up.home / connection.FILE).stat().st_mode & 0o777 == 0o600
     raw = json.loads((up.home / connection.FILE).read_text())
     urls = {"url", "redis_url", "broker_url", "database_url", "flower_url"}
-    assert set(raw) == {*urls, "api_key", "providers"}
+    assert set(raw) == {*urls, "api_key", "providers", "files"}
     assert httpx.get(f"{raw['url']}/readyz").status_code == 200
     assert httpx.get(raw["flower_url"] + "/api/workers").status_code == 200
     bare = httpx.URL(raw["flower_url"]).copy_with(username=None, password=None)
@@ -206,6 +206,17 @@ def test_a_stream_through_the_stack_resumes(up: Up) -> None:
         assert "".join(chunk.text for chunk in first + rest) == completion.text()
         done = run("tail", completion.id, "--home", str(up.home))
         assert done.stdout == completion.text() + "\n"
+
+
+def test_a_file_is_in_the_home_folder(up: Up) -> None:
+    """Where gateway and workers look for it."""
+    with httpx.Client(
+        base_url=up.connection.url, headers={"Authorization": f"Bearer {up.connection.api_key}"}
+    ) as client:
+        file = client.post("/v1/files", data={"purpose": "evals"}, files={"file": ("x", b"hello")}).json()
+        assert (Path(up.connection.files) / file["id"]).read_bytes() == b"hello"
+        assert client.get(f"/v1/files/{file['id']}/content").content == b"hello"
+    assert Path(up.connection.files) == up.home / "files"
 
 
 def test_flower_shows_the_task_of_a_completion(up: Up) -> None:
@@ -402,6 +413,11 @@ def test_a_database_url(refused: Callable[..., str], url: str) -> None:
     said = refused(DATABASE_URL=url)
     assert "TAILRACE_DATABASE_URL" in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize("where", ["gs://bucket/x", "s3://", "/dev/null/x"])
+def test_a_place_for_files(refused: Callable[..., str], where: str) -> None:
+    assert "TAILRACE_FILES" in refused(FILES=where)
 
 
 def test_a_setting_out_of_range(refused: Callable[..., str]) -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from schemas.keys import Keys
 from schemas.records import encode_record
+from tests.gateway.test_files import folder_of, open_batch, stored
+from tests.gateway.test_files import names as names_of_files
 from tests.support.api import CHAT, Api, asking, named
 from tests.support.entered import accepted, contents
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
-from tests.tailrace.command import run
+from tests.tailrace.command import complaint, run
 
 #: What nobody else says, as a tenant and in its requests and answers.
 NAME, WORD = "acme-erased", "xyzzy"
@@ -51,7 +53,11 @@ def stack() -> Iterator[Stack]:
 
 
 def settings(stack: Stack) -> dict[str, str]:
-    return {"REDIS_URL": stack.valkey.url, "DATABASE_URL": stack.database_url}
+    return {
+        "REDIS_URL": stack.valkey.url,
+        "DATABASE_URL": stack.database_url,
+        "FILES": str(folder_of(stack)),
+    }
 
 
 def names(stack: Stack) -> set[str]:
@@ -104,17 +110,28 @@ def test_nothing_is_left(stack: Stack) -> None:
         )
         with Api(stack.url, key, tenant=NAME, backend=stack.backend) as api:
             ids = lives(stack, api)
+            kept_files = names_of_files(stack)
+            uploaded = [stored(api, WORD.encode(), filename=WORD)["id"] for _ in range(2)]
+            ids += [*uploaded, open_batch(stack, api, uploaded[0])]
+            elsewhere = {**settings(stack), "FILES": str(stack.folder / "elsewhere")}
+            refused = run("prune", "--tenant", NAME, "--yes", settings=elsewhere)
+            assert "TAILRACE_FILES" in complaint(refused, 1)
+            assert api.get("/v1/files").status_code == 200
             lost = encode_record(accepted("chatcmpl-dead", tenant=NAME))
             stack.redis.xadd(Keys(0).dead, {"r": lost, "error": "refused"})
             held = everything(stack)
             assert all(word in held for word in (NAME, WORD, row.id, *ids))
             done = run("prune", "--tenant", NAME, "--yes", settings=settings(stack))
             assert done.returncode == 0, done.stderr
-            assert done.stdout == f"{len(ids)} completions and 1 keys of the tenant '{NAME}' removed\n"
+            completions = len(ids) - 3
+            assert done.stdout == (
+                f"{completions} completions, 1 batches, 2 files and 1 keys of the tenant '{NAME}' removed\n"
+            )
             assert api.plain("hi").status_code == 401
         left = everything(stack)
         assert [word for word in (NAME, WORD, row.id, "chatcmpl-dead", *ids) if word in left] == []
         assert names(stack) - before == set()
+        assert names_of_files(stack) == kept_files
         assert contents(stack.engine) == rows
         again = other.plain("kept", headers={"Idempotency-Key": "kept"}, **DETERMINISTIC).json()
         assert again["id"] == kept["id"]

@@ -35,12 +35,14 @@ def stack(backends: tuple[Backend, Backend]) -> Iterator[Stack]:
     providers: dict[str, dict[str, Any]] = {
         "one": {"base_url": first.url, "retry": AGAIN, "timeout": {"connect": 5, "first_chunk": 1}},
         "shy": {"base_url": first.url, "retry": AGAIN},
+        "patient": {"base_url": first.url, "retry": AGAIN},
         "two": {"base_url": second.url, "retry": AGAIN},
     }
     aliases = {
         "both": ["one:fake", "two:fake-b"],
         "half": ["one:not-there", "two:fake-b"],
-        "other": ["shy:fake", "two:fake-b"],
+        "resting": ["shy:fake", "two:fake-b"],
+        "other": ["patient:fake", "two:fake-b"],
     }
     fields = {name: {**provider, "circuit": NEVER} for name, provider in providers.items()}
     with Stack(interactive=2, providers=fields, aliases=aliases) as stack:
@@ -212,7 +214,7 @@ def test_who_wants_to_be_left_alone_is_passed_over(api: Api, first: Backend, sec
     """``Retry-After`` of one provider holds up nobody who can be served by the next."""
     first.script({"status": 429, "headers": {"retry-after": "20"}})
     second.script({"status": 500, "headers": {"retry-after": "1"}})
-    answer = api.plain(model="other")
+    answer = api.plain(model="resting")
     assert who(answer.json()) == ("two", "fake-b")
     assert (len(first.completions), len(second.completions)) == (1, 2)
 

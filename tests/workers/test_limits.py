@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from producers.catalog import Catalog
-from producers.publish import make_publisher
-from producers.submit import Caller, Submitter
-from schemas.request import parse_request
-from schemas.settings import Settings
-from schemas.states import Queue
-from stores.config import read_providers
-from stores.redis import Redis
-from tests.support.api import asking, dump
+from tests.support.api import anybody, asking
+from tests.support.bulk import submitted
 from tests.support.calls import most_at_once, most_in_window
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -89,31 +80,12 @@ def test_no_window_has_more_tokens_than_the_limit(limited: Stack) -> None:
     assert 2 <= most_in_window(calls, WINDOW) * 20 <= 100
 
 
-def submitted(stack: Stack, body: dict[str, Any]) -> str:
-    """A completion of a batch: its id."""
-
-    async def submit() -> str:
-        settings = Settings(redis_url=stack.valkey.url, providers=stack.folder / "providers.toml")
-        redis = await Redis.open(settings.redis_url)
-        publisher = make_publisher(settings)
-        async with httpx.AsyncClient() as http:
-            catalog = Catalog(read_providers(settings), http)
-            submitter = Submitter(redis, catalog, publisher, stack.books)
-            request = parse_request(dump(body))
-            accepted = await submitter.submit(request, Caller("bulk", "key_bulk"), queue=Queue.BULK)
-        await publisher.close()
-        redis.close()
-        return accepted.id
-
-    return asyncio.run(submit())
-
-
 def test_bulk_leaves_interactive_work_its_share(limited: Stack) -> None:
     """Interactive work begins at once while bulk has all that it may have, and much of it waits."""
     limited.backend.reset()
     with limited.api() as api:
-        fake = {"chunks": 100, "interval_ms": 20}
-        bulk = [submitted(limited, asking(f"bulk {n}", model="shared:fake", fake=fake)) for n in range(6)]
+        fake = {"chunks": 100, "interval_ms": 60}
+        bulk = [submitted(limited, asking(f"bulk {n}", model="shared:fake", fake=fake)) for n in range(4)]
         limited.backend.wait_for(2)
         assert api.plain("now", model="shared:fake").status_code == 200
         asked = [call.body["messages"][-1]["content"] for call in limited.backend.completions]
@@ -138,7 +110,7 @@ def test_a_provider_that_refuses_is_left_alone_for_as_long_as_it_asks(limited: S
     assert min(call.at for call in limited.backend.completions[1:]) - refused.at >= 2
 
 
-def test_the_doctor_tells_of_limits(limited: Stack) -> None:
+def test_doctor_and_metrics_tell_of_limits(limited: Stack) -> None:
     """Each provider with limits, and how far one that refused is slowed."""
     limited.backend.reset()
     limited.backend.script({"status": 503, "error": {"message": "overloaded"}})
@@ -154,6 +126,17 @@ def test_the_doctor_tells_of_limits(limited: Stack) -> None:
     assert "slowed to" in found["limits adaptive"]["found"]
     assert found["limits adaptive"]["status"] == "warn"
     assert "limits fake" not in found
+    with anybody(limited.url) as client:
+        text = client.get("/metrics").text
+    samples = {
+        (sample.name, sample.labels["provider"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "provider" in sample.labels
+    }
+    assert 0 < samples["tailrace_provider_slowed_to", "adaptive"] < 1
+    assert samples["tailrace_provider_slowed_to", "narrow"] == 1
+    assert ("tailrace_provider_slowed_to", "fake") not in samples
 
 
 def test_no_window_has_more_calls_than_the_limit(limited: Stack) -> None:

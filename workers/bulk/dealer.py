@@ -19,7 +19,7 @@ import msgspec
 from producers.publish import Publisher
 from schemas.batches import FINALIZE, JOB_LEASE_MS, SLICE, VALIDATE, BatchStatus, Stopped
 from schemas.errors import Unavailable
-from schemas.messaging import Job, job
+from schemas.messaging import Job, job, slice_job
 from schemas.providers import Provider
 from schemas.states import Queue
 from stores.dealing import Counted, Deal, Dealing, OpenBatch, SliceRow
@@ -98,10 +98,11 @@ class BatchDealer:
         self._providers: dict[str, list[str]] = {}
         self._look_at = self._count_at = 0.0
 
-    async def deal(self) -> None:
-        """A look at all open batches, where it is time for one. Raises Unavailable and SQLAlchemy's errors."""
+    async def deal(self, *, called: bool) -> None:
+        """A look at all open batches, where it is time for one or a worker has called. Raises Unavailable and
+        SQLAlchemy's errors."""
         clock = asyncio.get_running_loop().time
-        if clock() < self._look_at:
+        if clock() < self._look_at and not called:
             return
         self._look_at = clock() + IDLE
         batches = await self._sql(self._dealing.open)
@@ -194,14 +195,14 @@ class BatchDealer:
         if not deals:
             return []
         self._dealing.deal(deals, now_ms + JOB_LEASE_MS)
-        return [(SLICE, job(deal.batch, deal.token, deal.first)) for deal in deals]
+        return [(SLICE, slice_job(deal.batch, deal.token, deal.first, again=deal.again)) for deal in deals]
 
     def _ending(self, batches: Sequence[OpenBatch], free: int) -> list[Deal]:
         """Slices of batches that are stopped, whose rows under way somebody is to end."""
         deals: list[Deal] = []
         for batch in batches:
             found = self._dealing.begun(batch.id, free - len(deals)) if free > len(deals) else []
-            deals += [Deal(slice.batch, slice.first, token_hex(8), 0) for slice in found]
+            deals += [Deal(slice.batch, slice.first, token_hex(8), 0, True) for slice in found]
         return deals
 
     def _sending(
@@ -256,7 +257,7 @@ class BatchDealer:
             number[slice.batch] -= 1
             for name in names:
                 busy[name] += part - 1  # one is counted already
-            deals.append(Deal(slice.batch, slice.first, token_hex(8), part))
+            deals.append(Deal(slice.batch, slice.first, token_hex(8), part, slice.known))
         return deals
 
     def _providers_of(self, batch: OpenBatch) -> list[str]:

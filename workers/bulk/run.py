@@ -7,14 +7,14 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
+from secrets import token_hex
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.sharing import miss
 from producers.submit import never_ran
 from producers.work import Work, encode_work
 from schemas.batches import JOB_LEASE_MS, SliceState
-from schemas.errors import CacheMiss, ModelNotFound, TailraceError, Unavailable
+from schemas.errors import ModelNotFound, TailraceError, Unavailable
 from schemas.fingerprint import fingerprint
 from schemas.providers import Resolved
 from schemas.records import Record
@@ -28,6 +28,8 @@ log = logging.getLogger("tailrace.batches")
 
 #: After so long no more rows are begun, in seconds: others have their turn.
 TURN = 60.0
+#: Slices that are taken without being dealt, one after the other, while all rows are answered by the cache.
+CHAIN = 10
 #: Between looks at rows that others have, that wait for their time, or that should be in the books by now, in seconds.
 LOOK_PAUSE = 0.5
 #: How long the books may take before a row is looked for in Redis again, and a cancel to have effect before it is asked
@@ -40,10 +42,12 @@ _ENDED = frozenset(state.value.encode() for state in ENDED)
 
 
 class SliceRun:
-    """Everything here happens on the loop of the streams, and SQL in a thread."""
+    """``again``: somebody had the slice before. Everything here happens on the loop of the streams, and SQL in a
+    thread."""
 
-    def __init__(self, tools: Tools, slice: Slice) -> None:
+    def __init__(self, tools: Tools, slice: Slice, *, again: bool) -> None:
         self.slice = slice
+        self._again = again
         self._tools = tools
         self._loop = asyncio.get_running_loop()
         self._began = self._kept_at = self._loop.time()
@@ -55,6 +59,8 @@ class SliceRun:
         self._stopped = slice.stopped
         self._lost = self._released = False
         self._pause_until = self._look_at = 0.0
+        self._cached = False
+        self._more = CHAIN
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -116,6 +122,8 @@ class SliceRun:
             await self._finish(SliceState.READY)
             return "released"
         if not self._open and not self._pending:
+            if self._cached and self._more:
+                return await self._next()
             return "done" if await self._finish(SliceState.DONE) else "lost"
         now = self._loop.time()
         if self._stopped:
@@ -131,6 +139,25 @@ class SliceRun:
             await self._look(now)
         return None
 
+    async def _next(self) -> str | None:
+        """It is done, and cost its provider nothing: so is the batch's next one, maybe, in its place."""
+        what = f"{self.slice.batch}: rows from {self.slice.first} are done"
+        sums, own = sums_of(self._ends.values()), token_hex(8)
+
+        async def move() -> tuple[bool, Slice | None]:
+            until = await self._tools.redis.now_ms(0) + JOB_LEASE_MS
+            return await asyncio.to_thread(self._tools.table.next, self.slice, sums, own, until)
+
+        moved = await persist(move, what)
+        if moved is None or moved[1] is None:
+            return "done" if moved is not None and moved[0] else "lost"
+        self._more -= 1
+        self.slice, self._ends, self._again = moved[1], {}, False
+        if await persist(self._read, f"{self.slice.batch}: its rows can't be read") is None:
+            return "unavailable"
+        self._changed.set()
+        return None
+
     async def _finish(self, state: SliceState) -> bool:
         sums: Sums = sums_of(self._ends.values())
         what = f"{self.slice.batch}: rows from {self.slice.first} are {state.value}"
@@ -143,18 +170,9 @@ class SliceRun:
         """What is left to do: rows that have no end, after those that an earlier holder began."""
         asked = await asyncio.to_thread(self._tools.table.rows, self.slice)
         rows = [Row(each) for each in asked]
-        # Redis first: what it has forgotten by now, the books have had before.
-        await self._see(rows)
-        ids = [row.id for row in rows]
-        self._ends = await asyncio.to_thread(self._tools.table.ended, ids, early=True)
-        rows = [row for row in rows if row.id not in self._ends]
-        absent = [row.id for row in rows if not row.known]
-        known = await asyncio.to_thread(self._tools.table.known, absent) if absent else {}
-        for row in rows:
-            generation = known.get(row.id)
-            if generation is not None:
-                # Redis has lost what it was accepted with; one that pointed elsewhere is the reconciler's.
-                row.known, row.lost = generation != row.id, generation == row.id
+        if self._again:
+            rows = await self._left(rows)
+        self._again = True  # where this fails and is done once more
         self._pending.clear()
         self._open.clear()
         for row in rows:
@@ -163,9 +181,27 @@ class SliceRun:
             elif row.known:
                 self._wait(row)
         fresh = [row for row in rows if not row.known]
+        self._cached = not self._open
         if not self._stopped:
             self._pending.extend(await self._answer(fresh))
+            self._cached = self._cached and not self._pending
         return True
+
+    async def _left(self, rows: Sequence[Row]) -> list[Row]:
+        """Those without an end, and how far they are."""
+        # Redis first: what it has forgotten by now, the books have had before.
+        await self._see(rows)
+        ids = [row.id for row in rows]
+        self._ends = await asyncio.to_thread(self._tools.table.ended, ids, early=True)
+        left = [row for row in rows if row.id not in self._ends]
+        absent = [row.id for row in left if not row.known]
+        known = await asyncio.to_thread(self._tools.table.known, absent) if absent else {}
+        for row in left:
+            generation = known.get(row.id)
+            if generation is not None:
+                # Redis has lost what it was accepted with; one that pointed elsewhere is the reconciler's.
+                row.known, row.lost = generation != row.id, generation == row.id
+        return left
 
     async def _see(self, rows: Sequence[Row]) -> None:
         """How far Redis says that they are. Raises Unavailable."""
@@ -257,50 +293,60 @@ class SliceRun:
 
     async def _carry(self, row: Row) -> None:
         """Raises Unavailable and SQLAlchemy's errors; then nobody knows how far it came."""
-        tools = self._tools
-        async with tools.streams:
+        async with self._tools.streams:
             if self._stopped or self._released:
                 return
-            request = parse_request(row.asked.body)
-            params = request.params()
-            resolved = await self._resolve(request.model)
-            timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
-            digest = None
-            if row.policy.writes:  # whom the model's name means may have changed since it was checked
-                digest = fingerprint(
-                    tenant=self.slice.tenant,
-                    provider=resolved.provider,
-                    model=resolved.model,
-                    params=params,
-                    sample=row.asked.sample,
-                )
-            record = row.record(self.slice, resolved, fingerprint=digest)
-            row.known = True
-            if not row.lost:
-                try:
-                    if await tools.sharing.share(record, row.policy, timeout_ms=timeout_ms, books=False):
-                        return
-                except CacheMiss:
-                    now_ms = await tools.redis.now_ms(0)
-                    records = refused(record, miss().failure(), now_ms)
-                    await asyncio.to_thread(tools.books.apply, records, {})
-                    return
-            work = Work(
-                params=params,
-                targets=[(target.provider, target.model) for target in resolved.targets],
-                end_user=row.asked.end_user,
-                choices=request.n_choices,
-            )
             try:
-                await tools.scripts.accept(record, encode_work(work), timeout_ms=timeout_ms, again=row.lost)
-            except TailraceError:
-                if row.policy.joins:
-                    await tools.sharing.abandon(record)
+                await self._send(row)
+            except Unavailable:
                 raise
-            row.lost = False
+            except TailraceError as error:
+                await self._refuse(row, error)
+
+    async def _send(self, row: Row) -> None:
+        """Raises what a request is refused with, beside Unavailable."""
+        tools = self._tools
+        request = parse_request(row.asked.body)
+        params = request.params()
+        resolved = await self._resolve(request.model)
+        timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
+        digest = None
+        if row.policy.writes:  # whom the model's name means may have changed since it was checked
+            digest = fingerprint(
+                tenant=self.slice.tenant,
+                provider=resolved.provider,
+                model=resolved.model,
+                params=params,
+                sample=row.asked.sample,
+            )
+        record = row.record(self.slice, resolved, fingerprint=digest)
+        row.known = True
+        if not row.lost and await tools.sharing.share(record, row.policy, timeout_ms=timeout_ms, books=False):
+            return
+        work = Work(
+            params=params,
+            targets=[(target.provider, target.model) for target in resolved.targets],
+            end_user=row.asked.end_user,
+            choices=request.n_choices,
+        )
+        try:
+            await tools.scripts.accept(record, encode_work(work), timeout_ms=timeout_ms, again=row.lost)
+        except Unavailable:
             if row.policy.joins:
-                await tools.sharing.accepted(record)
-            await self._generate(row)
+                await tools.sharing.abandon(record)
+            raise
+        row.lost = False
+        if row.policy.joins:
+            await tools.sharing.accepted(record)
+        await self._generate(row)
+
+    async def _refuse(self, row: Row, error: TailraceError) -> None:
+        """It ends as failed, and never was anybody's work."""
+        asked = row.body.model
+        nobody = Resolved(asked, self._tools.catalog.providers.default, asked, ())
+        now_ms = await self._tools.redis.now_ms(0)
+        records = refused(row.record(self.slice, nobody), error.failure(), now_ms)
+        await asyncio.to_thread(self._tools.books.apply, records, {})
 
     async def _claim(self, row: Row) -> None:
         async with self._tools.streams:

@@ -7,6 +7,7 @@ the books how far each row is, and does what is left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from secrets import token_hex
 
@@ -74,7 +75,7 @@ class Slices:
             admission=Admission(redis, ledger_limit=settings.ledger_limit),
             streams=asyncio.Semaphore(STREAMS),
         )
-        self._runs: dict[tuple[str, int], SliceRun] = {}
+        self._runs: set[SliceRun] = set()
         self._keeping: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -89,28 +90,29 @@ class Slices:
             return "unavailable"
         if taken is None:
             return "stale"
-        run = SliceRun(self._tools, taken)
+        run = SliceRun(self._tools, taken, again=job.get("again", True))
         if self._stopping:
             run.release()
-        self._runs[batch, first] = run
+        self._runs.add(run)
         if self._keeping is None or self._keeping.done():
             self._keeping = asyncio.get_running_loop().create_task(self._keep())
         try:
             return await run.run()
         finally:
-            if self._runs.get((batch, first)) is run:
-                del self._runs[batch, first]
+            self._runs.discard(run)
+            control = self._tools.redis.keyspace[0].control
+            with contextlib.suppress(Unavailable):  # then the leader looks a little later
+                await self._tools.redis.command(0, "SPUBLISH", control, "slices", patience=0)
 
     def release(self) -> None:
         """The process is to stop: begin no more, and hand every slice back."""
         self._stopping = True
-        for run in self._runs.values():
+        for run in self._runs:
             run.release()
 
     async def close(self) -> None:
-        for task in (self._keeping,):
-            if task is not None:
-                task.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
         self._tools.ends.close()
         await self._http.aclose()
 
@@ -118,16 +120,17 @@ class Slices:
         """Say what is this process's, and hear what isn't any more or is to stop."""
         failing = False
         while self._runs:
-            runs = dict(self._runs)
+            held = [(run, run.slice) for run in self._runs]
             try:
                 await self._tools.admission.look()
                 until = await self._tools.redis.now_ms(0) + JOB_LEASE_MS
                 now = asyncio.get_running_loop().time()
                 kept = await asyncio.to_thread(
-                    self._tools.table.keep, [_keep_of(run) for run in runs.values()], until
+                    self._tools.table.keep, [_keep_of(run) for run, _ in held], until
                 )
-                for key, run in runs.items():
-                    run.kept(now, stopped=kept.get(key))
+                for run, slice in held:
+                    if run.slice is slice:
+                        run.kept(now, stopped=kept.get((slice.batch, slice.first)))
                 failing = False
             except (Unavailable, SQLAlchemyError) as error:
                 if not failing:
