@@ -13,14 +13,14 @@ import msgspec
 
 from producers.idempotency import IdempotencyKeys, Reservation
 from producers.submit import Caller
-from schemas.batches import ENDPOINTS
+from schemas.batches import ENDPOINTS, Row
 from schemas.batchrequest import BatchRequest, RetryRequest, window_hours
 from schemas.codec import dumps
 from schemas.errors import Conflict, InvalidRequest, NotFound, TailraceError, Unavailable
 from schemas.files import Purpose
 from schemas.fingerprint import canonical_json
 from schemas.ids import new_batch_id, new_file_id
-from stores.batches import Batches, BatchRow, Row
+from stores.batches import Batches, BatchRow
 from stores.files import FileRow, Files
 from stores.redis import Redis
 from stores.storage import Storage
