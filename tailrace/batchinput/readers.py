@@ -16,6 +16,8 @@ from tailrace.errors import TailraceError
 
 #: Rows of a Parquet file that are decoded at once.
 PARQUET_ROWS = 500
+#: Bytes of a column that are read at once.
+PARQUET_BYTES = 1024 * 1024
 #: The longest cell of a CSV file, in characters: the module's own limit is 128 KiB.
 LONGEST_CELL = 2**31 - 1
 
@@ -140,8 +142,10 @@ def _parquet(path: Path) -> Iterator[Source]:
         ) from None
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+        # By default its allocator and threads keep 40 MB more than what is in use.
+        arrow.set_memory_pool(arrow.system_memory_pool())
+        with parquet.ParquetFile(path, buffer_size=PARQUET_BYTES) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
                     yield Source(number, row)
