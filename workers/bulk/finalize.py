@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -98,7 +98,8 @@ class Finalizing:
             if not self._ends.end(id, token, status, self._clock()):
                 raise Lost
         except Lost:
-            self._ends.renew(id, token, None)
+            with suppress(SQLAlchemyError):  # else it is dealt again a little later
+                self._ends.renew(id, token, None)
             return "lost"
         except (OSError, SQLAlchemyError, Unavailable) as error:
             log.warning("%s: its files can't be written now: %s", id, error)
