@@ -259,7 +259,7 @@ def _file_paths() -> dict[str, Any]:
 def _batch_paths() -> dict[str, Any]:
     id = {**_ID, "description": "batch_…"}
     key = _header("Idempotency-Key", "A retry with the same key within 24 hours gets the same batch.")
-    refused = {
+    refused: dict[str, Any] = {
         "s404": "No such file or batch, or somebody else's.",
         "s422": "The Idempotency-Key was used otherwise.",
     }

@@ -68,6 +68,7 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int
     max_error_rate: float
     retry_of: str | None = None
+    output_seconds: int | None = None
     errors: list[dict[str, Any]] | None = None
     total: int = 0
     completed: int = 0

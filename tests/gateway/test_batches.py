@@ -309,6 +309,19 @@ def test_the_rows_that_a_cancel_left_unsent_are_asked_by_a_retry(each_api: Api) 
     each_api.post(f"/v1/batches/{again['id']}/cancel")
 
 
+def test_files_of_a_batch_are_kept_as_long_as_it_says(each_api: Api) -> None:
+    expiry = {"anchor": "created_at", "seconds": 7200}
+    rows = [row("a"), row("b", body=asking("b", fake={"status": 400}))]
+    made = each_api.post("/v1/batches", json=body(upload(each_api, rows), output_expires_after=expiry)).json()
+    batch = over(each_api, made["id"])
+    for name in ("output_file_id", "error_file_id"):
+        file = each_api.get(f"/v1/files/{batch[name]}").json()
+        assert file["expires_at"] - file["created_at"] == 7200
+    again = each_api.post(f"/v1/batches/{batch['id']}/retry").json()
+    file = each_api.get(f"/v1/files/{over(each_api, again['id'])['error_file_id']}").json()
+    assert file["expires_at"] - file["created_at"] == 7200
+
+
 def test_a_row_has_the_fingerprint_of_the_same_request_by_itself(each_api: Api, each_stack: Stack) -> None:
     """So that each finds the other's answer in the cache."""
     request = asking("alike", temperature=0.0, max_tokens=20, n=1)

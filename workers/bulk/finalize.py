@@ -135,6 +135,7 @@ class Finalizing:
         return unstored
 
     def _file(self, batch: BatchRow, kind: Kind) -> FileRow:
+        now_ms, seconds = self._clock(), batch.output_seconds
         return FileRow(
             id=new_file_id(),
             tenant=batch.tenant,
@@ -143,7 +144,8 @@ class Finalizing:
             purpose=Purpose.BATCH_OUTPUT.value,
             filename=f"{batch.id}_{kind}.jsonl",
             bytes=0,
-            created_ms=self._clock(),
+            created_ms=now_ms,
+            expires_ms=None if seconds is None else now_ms + seconds * 1000,
         )
 
     def _drop_unstored(self, batch: BatchRow, token: str) -> None:
