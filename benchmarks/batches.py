@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,18 +58,18 @@ def write_input(path: Path, rows: int, **body: Any) -> None:
             out.write(json.dumps(line).encode() + b"\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def growth(pids: dict[str, int]) -> Generator[dict[str, float]]:
-    """By process, how much its resident memory was at most beyond what it had before, in MiB."""
+    """By process, how much its and its children's resident memory was at most beyond what it had before, in MiB."""
     processes = {name: psutil.Process(pid) for name, pid in pids.items()}
-    before = {name: process.memory_info().rss for name, process in processes.items()}
+    before = {name: _resident(process) for name, process in processes.items()}
     grown = dict.fromkeys(pids, 0.0)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(SAMPLE):
             for name, process in processes.items():
-                grown[name] = max(grown[name], (process.memory_info().rss - before[name]) / MIB)
+                grown[name] = max(grown[name], (_resident(process) - before[name]) / MIB)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -78,6 +78,14 @@ def growth(pids: dict[str, int]) -> Generator[dict[str, float]]:
     finally:
         over.set()
         thread.join()
+
+
+def _resident(process: psutil.Process) -> int:
+    size = 0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            size += one.memory_info().rss
+    return size
 
 
 def submit(stack: Stack, rows: int) -> Submitted:

@@ -10,9 +10,9 @@ import msgspec
 
 from gateway.caller import identify, named
 from gateway.http import Call, Reply
+from producers.checking import Asking
 from producers.estimates import Estimate, Estimator
 from producers.submit import Caller
-from producers.validation import Asking
 from schemas.batches import BatchStatus
 from schemas.batchrequest import BatchRequest, EstimateRequest, RetryRequest, parse_body
 from schemas.errors import InvalidRequest, NotFound

@@ -13,14 +13,14 @@ import msgspec
 
 from producers.idempotency import IdempotencyKeys, Reservation
 from producers.submit import Caller
-from schemas.batches import ENDPOINTS
-from schemas.batchrequest import BatchRequest, RetryRequest, window_hours
+from schemas.batches import ENDPOINTS, Row
+from schemas.batchrequest import BatchRequest, OutputExpiry, RetryRequest, window_hours
 from schemas.codec import dumps
 from schemas.errors import Conflict, InvalidRequest, NotFound, TailraceError, Unavailable
 from schemas.files import Purpose
 from schemas.fingerprint import canonical_json
 from schemas.ids import new_batch_id, new_file_id
-from stores.batches import Batches, BatchRow, Row
+from stores.batches import Batches, BatchRow
 from stores.files import FileRow, Files
 from stores.redis import Redis
 from stores.storage import Storage
@@ -86,6 +86,7 @@ class BatchMaker:
                 endpoint=batch.endpoint,
                 completion_window=batch.completion_window,
                 metadata=batch.metadata,
+                output_expires_after=_expiry(batch.output_seconds),
                 max_concurrency=batch.max_concurrency,
                 max_error_rate=batch.max_error_rate,
             )
@@ -99,6 +100,7 @@ class BatchMaker:
         now_ms = await self._redis.now_ms(0)
         hours = window_hours(request.completion_window)
         assert hours is not None
+        expiry = request.output_expires_after
         return BatchRow(
             id=id,
             tenant=caller.tenant,
@@ -111,6 +113,7 @@ class BatchMaker:
             max_concurrency=request.max_concurrency,
             max_error_rate=request.max_error_rate,
             retry_of=retry_of,
+            output_seconds=None if expiry is None else expiry.seconds,
             created_ms=now_ms,
             expires_ms=now_ms + hours * HOUR_MS,
         )
@@ -174,6 +177,10 @@ class BatchMaker:
         if not self._files.publish(row):
             raise Unavailable("The file could not be stored in time. Try again.")
         return file_id
+
+
+def _expiry(seconds: int | None) -> OutputExpiry | None:
+    return None if seconds is None else OutputExpiry(anchor="created_at", seconds=seconds)
 
 
 def _line(row: Row, batch: BatchRow) -> bytes:

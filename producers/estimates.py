@@ -9,7 +9,7 @@ from typing import BinaryIO
 import msgspec
 
 from producers.batchlines import InputRow, LineError, read_lines, read_row
-from producers.validation import Asked, Asking
+from producers.checking import Asked, Asking
 from schemas.caching import cache_policy
 from schemas.estimate import estimate
 from schemas.headers import cache_directives

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import msgspec
+
 #: Rows of a slice.
 SLICE_ROWS = 100
 #: How long whoever was dealt a job of a batch, or a slice, is believed to be at it unless it is heard of, in
@@ -62,3 +64,25 @@ MAX_WINDOW_HOURS = 365 * 24
 MAX_CUSTOM_ID = 512
 #: Bad lines that a batch's ``errors`` tell of.
 MAX_ERRORS = 1000
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A row of a batch, as its table has it, but for the batch."""
+
+    n: int
+    line: int
+    custom_id: str
+    completion_id: str
+    fingerprint: str
+    end_user: str | None
+    sample: int | None
+    cache_control: str | None
+    body: bytes
+
+
+class SliceRange(msgspec.Struct, frozen=True):
+    """Rows ``first`` up to but not including ``beyond``, and their providers with commas."""
+
+    first: int
+    beyond: int
+    provider: str

@@ -237,6 +237,7 @@ batches = Table(
     Column("max_concurrency", Integer, nullable=False),
     Column("max_error_rate", Float, nullable=False),
     Column("retry_of", Text),
+    Column("output_seconds", BigInteger),  # how long its files are kept; NULL is for ever
     Column("errors", Json),  # [{code, message, param, line}]
     Column("total", BigInteger, nullable=False),
     Column("completed", BigInteger, nullable=False),

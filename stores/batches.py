@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from schemas.batches import BatchStatus, RowError, SliceState, Stopped
+from schemas.batches import BatchStatus, Row, RowError, SliceRange, SliceState, Stopped
 from schemas.errors import Conflict, DeadlineExceeded
 from schemas.states import State
 from schemas.tables import batch_rows, batch_slices, batches, completions, generations, usage
@@ -68,6 +68,7 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int
     max_error_rate: float
     retry_of: str | None = None
+    output_seconds: int | None = None
     errors: list[dict[str, Any]] | None = None
     total: int = 0
     completed: int = 0
@@ -98,28 +99,6 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0
     cached_tokens: int = 0
     cost_nano: int | None = None
-
-
-class Row(msgspec.Struct, frozen=True):
-    """A row of a batch, as its table has it, but for the batch."""
-
-    n: int
-    line: int
-    custom_id: str
-    completion_id: str
-    fingerprint: str
-    end_user: str | None
-    sample: int | None
-    cache_control: str | None
-    body: bytes
-
-
-class SliceRange(msgspec.Struct, frozen=True):
-    """Rows ``first`` up to but not including ``beyond``, and their providers with commas."""
-
-    first: int
-    beyond: int
-    provider: str
 
 
 class Lost(Exception):

@@ -8,6 +8,7 @@
 It speaks HTTP alone and loads nothing of the server. ``SyncClient`` is the same without ``await``.
 """
 
+from tailrace.batches import Batch
 from tailrace.client import Client
 from tailrace.errors import (
     APIError,
@@ -26,12 +27,13 @@ from tailrace.errors import (
     Unavailable,
 )
 from tailrace.handles import Chunk, Completion, Status
-from tailrace.sync import SyncClient, SyncCompletion
+from tailrace.sync import SyncBatch, SyncClient, SyncCompletion
 
 __version__ = "0.1.0"
 
 __all__ = [
     "APIError",
+    "Batch",
     "Chunk",
     "Client",
     "Completion",
@@ -46,6 +48,7 @@ __all__ = [
     "RateLimited",
     "Restarted",
     "Status",
+    "SyncBatch",
     "SyncClient",
     "SyncCompletion",
     "TailraceError",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import httpx
 
@@ -18,8 +18,12 @@ from tailrace.errors import APIError, ConnectionFailed, NotConfigured, api_error
 SILENCE = 15.0
 #: A Retry-After above this many seconds is the caller's business.
 LONGEST_RETRY_AFTER = 60.0
+#: Seconds in which a server must have taken or sent the next piece of a file, or say that it has all of it.
+FILE_SILENCE = 120.0
 #: At most so many streams are open at once only to wait for results (``Completion.result``).
 FOLLOWERS = 200
+
+T = TypeVar("T")
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 #: What no second try can mend, though httpx files it under transport errors.
@@ -82,13 +86,54 @@ class Http:
             content = json.dumps(
                 body, allow_nan=False
             ).encode()  # escapes what UTF-8 can't say: lone surrogates
+
+        async def send() -> Any:
+            response = await self._client.request(method, path, params=params, content=content, headers=sent)
+            return self._parse(_checked(response))
+
+        return await self._retried(send)
+
+    async def upload(self, path: str, file: BinaryIO, name: str, fields: Mapping[str, str]) -> Any:
+        """POST a file with form fields, read and sent piece by piece; the JSON of the answer. Tries again as
+        ``request`` does, from the file's beginning. Raises as ``request`` does."""
+
+        async def send() -> Any:
+            file.seek(0)
+            # An answer may come long after the last byte: the whole of it has to reach the storage.
+            response = await self._client.post(
+                path,
+                data=dict(fields),
+                files={"file": (name, file, "application/jsonl")},
+                timeout=httpx.Timeout(self._timeout, read=FILE_SILENCE, write=FILE_SILENCE, pool=None),
+            )
+            return self._parse(_checked(response))
+
+        return await self._retried(send)
+
+    async def download(self, path: str, file: BinaryIO) -> int:
+        """Write the body of a GET into ``file``, as it comes; its length. A try that breaks off starts again from
+        nothing. Raises as ``request`` does."""
+        start = file.tell()
+        timeout = httpx.Timeout(self._timeout, read=FILE_SILENCE, pool=None)
+
+        async def send() -> int:
+            file.seek(start)
+            file.truncate()
+            async with self._client.stream("GET", path, timeout=timeout) as response:
+                if not response.is_success:
+                    await response.aread()
+                async for piece in _checked(response).aiter_bytes():
+                    file.write(piece)
+            return file.tell() - start
+
+        return await self._retried(send)
+
+    async def _retried(self, send: Callable[[], Awaitable[T]]) -> T:
         for failures in range(1, self._retries + 2):
             try:
-                response = await self._client.request(
-                    method, path, params=params, content=content, headers=sent
-                )
-                if response.is_success:
-                    return self._parse(response)
+                return await send()
+            except _Refused as refused:
+                response = refused.response
                 wait = retry_after(response)
                 error: APIError | ConnectionFailed = api_error(
                     response.status_code, response.headers, response.content
@@ -121,6 +166,19 @@ class Http:
         """The error for a server that does not answer."""
         why = str(cause) or type(cause).__name__
         return ConnectionFailed(f"no answer from {self._client.base_url}: {why}")
+
+
+class _Refused(Exception):
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response.status_code)
+        self.response = response
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    """The response, where it is a success."""
+    if not response.is_success:
+        raise _Refused(response)
+    return response
 
 
 def retry_after(response: httpx.Response) -> float | None:

@@ -13,6 +13,7 @@ import httpx
 
 from tailrace import connection
 from tailrace._http import Http
+from tailrace.batches import Batches, Files
 from tailrace.errors import NotConfigured
 from tailrace.handles import Completion, Status
 
@@ -48,6 +49,8 @@ class Client:
         self._http = Http(
             url, api_key, end_user=end_user, timeout=timeout, retries=retries, transport=transport
         )
+        self.files = Files(self._http)
+        self.batches = Batches(self._http, self.files)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,8 +7,9 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
+from tailrace.batches import Batch, Batches, Files
 from tailrace.client import RETRIES, Client
 from tailrace.handles import Chunk, Completion, Status
 
@@ -97,6 +98,91 @@ class SyncCompletion:
         self._loop.run(self._completion.delete())
 
 
+class SyncBatch:
+    """The handle of a batch; each method is that of ``Batch``, and waits."""
+
+    def __init__(self, batch: Batch, loop: _Loop) -> None:
+        self.id = batch.id
+        self._batch = batch
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return f"SyncBatch({self.id!r})"
+
+    def retrieve(self) -> dict[str, Any]:
+        return self._loop.run(self._batch.retrieve())
+
+    def watch(self) -> Generator[dict[str, Any]]:
+        return self._loop.iterate(self._batch.watch())
+
+    def wait(self) -> dict[str, Any]:
+        return self._loop.run(self._batch.wait())
+
+    def cancel(self) -> dict[str, Any]:
+        return self._loop.run(self._batch.cancel())
+
+    def retry(self, *, errors: Sequence[str] = (), idempotency_key: str | None = None) -> SyncBatch:
+        made = self._loop.run(self._batch.retry(errors=errors, idempotency_key=idempotency_key))
+        return SyncBatch(made, self._loop)
+
+    def failures(self) -> Sequence[dict[str, Any]]:
+        return self._loop.run(self._batch.failures())
+
+    def results(self) -> Generator[bytes]:
+        return self._loop.iterate(self._batch.results())
+
+    def save(self, path: Path | str) -> None:
+        self._loop.run(self._batch.save(path))
+
+
+class SyncBatches:
+    """Where batches are submitted, found again and listed; see ``Batches``."""
+
+    def __init__(self, batches: Batches, loop: _Loop) -> None:
+        self._batches = batches
+        self._loop = loop
+
+    def submit(self, file: BinaryIO | Path | str, **settings: Any) -> SyncBatch:
+        return SyncBatch(self._loop.run(self._batches.submit(file, **settings)), self._loop)
+
+    def create(self, input_file_id: str, **settings: Any) -> SyncBatch:
+        return SyncBatch(self._loop.run(self._batches.create(input_file_id, **settings)), self._loop)
+
+    def batch(self, id: str) -> SyncBatch:
+        return SyncBatch(self._batches.batch(id), self._loop)
+
+    def list(self, *, limit: int | None = None) -> Generator[dict[str, Any]]:
+        return self._loop.iterate(self._batches.list(limit=limit))
+
+    def estimate(self, input_file_id: str, *, sample: int = 1000) -> dict[str, Any]:
+        return self._loop.run(self._batches.estimate(input_file_id, sample=sample))
+
+
+class SyncFiles:
+    """The files of the server, by id; see ``Files``."""
+
+    def __init__(self, files: Files, loop: _Loop) -> None:
+        self._files = files
+        self._loop = loop
+
+    def upload(
+        self, file: BinaryIO | Path | str, *, purpose: str = "batch", name: str | None = None
+    ) -> dict[str, Any]:
+        return self._loop.run(self._files.upload(file, purpose=purpose, name=name))
+
+    def retrieve(self, id: str) -> dict[str, Any]:
+        return self._loop.run(self._files.retrieve(id))
+
+    def delete(self, id: str) -> None:
+        self._loop.run(self._files.delete(id))
+
+    def download(self, id: str, file: BinaryIO) -> int:
+        return self._loop.run(self._files.download(id, file))
+
+    def list(self, *, purpose: str | None = None) -> Generator[dict[str, Any]]:
+        return self._loop.iterate(self._files.list(purpose=purpose))
+
+
 class SyncClient:
     """A connection to one Tailrace server; used with ``with``, or closed by ``close()``. See ``Client``."""
 
@@ -113,6 +199,8 @@ class SyncClient:
         self._client = Client(url, api_key, end_user=end_user, timeout=timeout, retries=retries, home=home)
         self.url = self._client.url
         self._loop = _Loop()
+        self.files = SyncFiles(self._client.files, self._loop)
+        self.batches = SyncBatches(self._client.batches, self._loop)
 
     def __enter__(self) -> Self:
         return self

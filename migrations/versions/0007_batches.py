@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("max_concurrency", sa.Integer(), nullable=False),
         sa.Column("max_error_rate", sa.Float(), nullable=False),
         sa.Column("retry_of", sa.Text()),
+        sa.Column("output_seconds", sa.BigInteger()),
         sa.Column("errors", _json),
         sa.Column("total", sa.BigInteger(), nullable=False),
         sa.Column("completed", sa.BigInteger(), nullable=False),

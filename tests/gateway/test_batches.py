@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.api import Api, asking, named
+from tests.support.api import Api, asking
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
@@ -20,16 +20,20 @@ def row(custom_id: str, /, **fields: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": asking(custom_id), **fields}
 
 
-def upload(api: Api, rows: Iterable[Any], purpose: str = "batch", **headers: Any) -> str:
+def upload(api: Api, rows: Iterable[Any], purpose: str = "batch", user: str | None = None) -> str:
     data = b"".join(json.dumps(r).encode() + b"\n" for r in rows)
     files = {"file": ("input.jsonl", data, "application/jsonl")}
-    answer = api.post("/v1/files", data={"purpose": purpose}, files=files, headers=headers)
+    answer = api.post("/v1/files", data={"purpose": purpose}, files=files, headers=on_behalf(user))
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
 
 
 def body(file_id: str, **fields: Any) -> dict[str, Any]:
     return {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h", **fields}
+
+
+def on_behalf(user: str | None) -> dict[str, str]:
+    return {} if user is None else {"X-On-Behalf-Of": user}
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str, str]:
@@ -73,7 +77,7 @@ def test_a_batch_has_openais_shape_and_ours_beside_it(each_api: Api) -> None:
 
 def test_what_is_ours_can_be_set(api: Api) -> None:
     file_id = upload(api, [row("a")])
-    fields = {"max_concurrency": 7.0, "max_error_rate": 1, "metadata": None}
+    fields: dict[str, Any] = {"max_concurrency": 7.0, "max_error_rate": 1, "metadata": None}
     fields["output_expires_after"] = {"anchor": "created_at", "seconds": 3600}
     path = "/api/v1/llm/chat/completions"
     answer = api.post("/api/v1/llm/batches", json=body(file_id, endpoint=path, **fields))
@@ -124,16 +128,16 @@ def test_the_input_file_must_be_the_callers_and_for_batches(api: Api, stack: Sta
     assert refusal(api.post("/v1/batches", json=body(other))) == (400, "input_file_id", "invalid_request")
     with stack.api() as stranger:
         assert refusal(stranger.post("/v1/batches", json=body(mine))) == missing
-    assert refusal(api.post("/v1/batches", json=body(mine), headers=named("ann"))) == missing
+    assert refusal(api.post("/v1/batches", json=body(mine), headers=on_behalf("ann"))) == missing
 
 
 def test_a_batch_is_there_for_its_tenant_and_its_end_user_alone(api: Api, stack: Stack) -> None:
-    file_id = upload(api, [row("a")], **named("ann"))
-    id = api.post("/v1/batches", json=body(file_id), headers=named("ann")).json()["id"]
+    file_id = upload(api, [row("a")], user="ann")
+    id = api.post("/v1/batches", json=body(file_id), headers=on_behalf("ann")).json()["id"]
     gone = (404, "id", "batch_not_found")
     assert api.get(f"/v1/batches/{id}").status_code == 200
-    assert api.get(f"/v1/batches/{id}", headers=named("ann")).status_code == 200
-    assert refusal(api.get(f"/v1/batches/{id}", headers=named("bob"))) == gone
+    assert api.get(f"/v1/batches/{id}", headers=on_behalf("ann")).status_code == 200
+    assert refusal(api.get(f"/v1/batches/{id}", headers=on_behalf("bob"))) == gone
     with stack.api() as stranger:
         for answer in (
             stranger.get(f"/v1/batches/{id}"),
@@ -142,7 +146,7 @@ def test_a_batch_is_there_for_its_tenant_and_its_end_user_alone(api: Api, stack:
         ):
             assert refusal(answer) == gone
         assert stranger.get("/v1/batches").json()["data"] == []
-    assert api.get("/v1/batches", headers=named("bob")).json()["data"] == []
+    assert api.get("/v1/batches", headers=on_behalf("bob")).json()["data"] == []
     assert refusal(api.get("/v1/batches/batch_1")) == gone
 
 
@@ -303,6 +307,19 @@ def test_the_rows_that_a_cancel_left_unsent_are_asked_by_a_retry(each_api: Api) 
     content = each_api.get(f"/v1/files/{again['input_file_id']}/content").text
     assert [json.loads(line)["custom_id"] for line in content.splitlines()] == [f"r{n}" for n in range(120)]
     each_api.post(f"/v1/batches/{again['id']}/cancel")
+
+
+def test_files_of_a_batch_are_kept_as_long_as_it_says(each_api: Api) -> None:
+    expiry = {"anchor": "created_at", "seconds": 7200}
+    rows = [row("a"), row("b", body=asking("b", fake={"status": 400}))]
+    made = each_api.post("/v1/batches", json=body(upload(each_api, rows), output_expires_after=expiry)).json()
+    batch = over(each_api, made["id"])
+    for name in ("output_file_id", "error_file_id"):
+        file = each_api.get(f"/v1/files/{batch[name]}").json()
+        assert file["expires_at"] - file["created_at"] == 7200
+    again = each_api.post(f"/v1/batches/{batch['id']}/retry").json()
+    file = each_api.get(f"/v1/files/{over(each_api, again['id'])['error_file_id']}").json()
+    assert file["expires_at"] - file["created_at"] == 7200
 
 
 def test_a_row_has_the_fingerprint_of_the_same_request_by_itself(each_api: Api, each_stack: Stack) -> None:

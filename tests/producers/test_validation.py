@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import Engine, func, select, update
 
@@ -133,6 +134,14 @@ def world(database_url: str, tmp_path: Path) -> Iterator[World]:
     world.engine.dispose()
 
 
+@pytest.fixture(params=["here", "apart"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are checked here, and by a process of its own."""
+    if request.param == "apart":
+        monkeypatch.setattr(validation, "APART_BYTES", 0)
+
+
+@pytest.mark.usefixtures("each_way")
 def test_rows_have_all_that_is_needed_to_ask_them(world: World) -> None:
     body = {**BODY, "model": "best", "temperature": 1.0, "max_tokens": 5.0, "top_p": None, "seed": 7}
     headers = {"x-sample": "3", "Cache-Control": "max-age=60", "X-On-Behalf-Of": "bob"}
@@ -154,6 +163,7 @@ def test_rows_have_all_that_is_needed_to_ask_them(world: World) -> None:
     assert first.completion_id != second.completion_id
 
 
+@pytest.mark.usefixtures("each_way")
 def test_slices_cover_all_rows_and_name_their_providers(world: World) -> None:
     names = ["local:m"] * 100 + ["other:m", "m"] * 50 + ["other:m"] * 30
     made = [row(f"r{n}", body={**BODY, "model": name}) for n, name in enumerate(names)]
@@ -176,6 +186,7 @@ def test_a_batch_of_one_model_says_which(world: World) -> None:
     assert world.found(batch).model == "m"
 
 
+@pytest.mark.usefixtures("each_way")
 def test_many_rows_are_written_in_the_order_of_the_file(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +206,7 @@ def test_line_ends_of_windows_and_a_byte_order_mark_are_taken(world: World) -> N
     assert [r.custom_id for r in world.rows(batch)] == ["r0", "r1", "r2"]
 
 
+@pytest.mark.usefixtures("each_way")
 def test_every_bad_line_is_told_in_order_and_nothing_stays(world: World) -> None:
     good = json.dumps(row("good")).encode()
     lines = [
@@ -245,6 +257,7 @@ def test_more_errors_than_are_told_are_counted(world: World) -> None:
     assert told[-1]["message"] == "There are 500 more errors."
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_file_without_rows_with_too_many_and_one_that_is_gone(world: World) -> None:
     for empty in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
         assert world.errors(empty) == [("empty_file", "input_file_id", None)]
@@ -287,6 +300,7 @@ def test_a_second_validation_takes_the_place_of_one_that_was_lost(world: World) 
     assert world.found(batch).status == BatchStatus.IN_PROGRESS
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_validation_that_is_cancelled_leaves_no_rows(world: World) -> None:
     batch = world.batch([row(f"r{n}", body={**BODY, "model": f"m{n // 1000}"}) for n in range(3000)])
 
@@ -301,6 +315,7 @@ def test_a_validation_that_is_cancelled_leaves_no_rows(world: World) -> None:
     assert world.rows(batch) == []
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_worker_that_stops_leaves_the_batch_to_the_next_at_once(world: World) -> None:
     batch = world.batch([row(f"r{n}") for n in range(2000)])
     assert world.validate(batch, stopping=lambda: True) == "stopped"
@@ -341,3 +356,34 @@ def test_a_database_that_refuses_puts_it_off(world: World, monkeypatch: pytest.M
     with world.engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(batch_rows)) == 0
     assert world.validate(batch) == "in_progress"
+
+
+def checkers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "producers.checking" in child.cmdline()]
+
+
+def test_a_process_that_is_killed_while_it_checks_puts_it_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "APART_BYTES", 0)
+    batch = world.batch([row(f"r{n}", body={**BODY, "model": f"m{n // 1000}"}) for n in range(5000)])
+
+    def resolve(model: str) -> Resolved:
+        if model == "m3":
+            (child,) = checkers()
+            child.kill()
+            child.wait()
+        return world.providers.resolve(model)
+
+    assert world.validate(batch, resolve=resolve) == "put off"
+    assert world.found(batch).status == BatchStatus.VALIDATING
+    assert world.validate(batch) == "in_progress"
+    assert [r.n for r in world.rows(batch)] == [*range(5000)]
+
+
+def test_no_process_is_left_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "APART_BYTES", 0)
+    assert world.validate(world.batch([row("a")])) == "in_progress"
+    assert world.validate(world.batch([row("a", method="GET")])) == "failed"
+    assert world.validate(world.batch([row("a")]), stopping=lambda: True) == "stopped"
+    assert checkers() == []

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, func, insert, select, update
 
-from schemas.batches import BatchStatus, SliceState, Stopped
+from schemas.batches import BatchStatus, Row, SliceRange, SliceState, Stopped
 from schemas.errors import Conflict
 from schemas.ids import new_batch_id, new_completion_id
 from schemas.tables import batch_rows, batch_slices, batches, usage
-from stores.batches import Batches, BatchRow, Lost, Row, SliceRange
+from stores.batches import Batches, BatchRow, Lost
 from stores.migration import migrate
 from stores.sql import make_engine, writing
 

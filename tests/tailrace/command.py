@@ -25,7 +25,10 @@ def _path() -> str:
 
 
 def run(
-    *arguments: str, settings: Mapping[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    settings: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 90,
 ) -> subprocess.CompletedProcess[str]:
     """Run to its end."""
     return subprocess.run(
@@ -35,7 +38,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=timeout,
         check=False,
     )
 

@@ -63,6 +63,7 @@ def test_version() -> None:
         ("usage", "--help"),
         ("keys", "--help"),
         ("cache", "purge", "--help"),
+        ("batch", "run", "--help"),
         ("doctor", "--help"),
     ],
 )

@@ -215,7 +215,8 @@ class BatchDealer:
         busy: Counter[str] = Counter()
         for slice in dealt:
             concurrent[slice.batch] += slice.concurrency
-            taken.update(slice.provider.split(","))
+            if slice.concurrency:  # else all of it has been streamed
+                taken.update(slice.provider.split(","))
             for name in slice.provider.split(","):
                 busy[name] += slice.concurrency
         left = {batch.id: batch.max_concurrency - concurrent[batch.id] for batch in batches}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -98,7 +98,8 @@ class Finalizing:
             if not self._ends.end(id, token, status, self._clock()):
                 raise Lost
         except Lost:
-            self._ends.renew(id, token, None)
+            with suppress(SQLAlchemyError):  # else it is dealt again a little later
+                self._ends.renew(id, token, None)
             return "lost"
         except (OSError, SQLAlchemyError, Unavailable) as error:
             log.warning("%s: its files can't be written now: %s", id, error)
@@ -119,20 +120,22 @@ class Finalizing:
                 for line in page.lines:
                     if line.kind not in out:
                         row = made[line.kind] = self._file(batch, line.kind)
-                        self._files.announce(row)
                         out[line.kind] = stack.enter_context(self._storage.write(row.id))
                     out[line.kind].write(line.text)
                     lines[line.kind] += 1
                     sizes[line.kind] += len(line.text)
             self._go_on(batch, token)
+            rows = [msgspec.structs.replace(row, bytes=sizes[kind]) for kind, row in made.items()]
+            for row in rows:
+                self._files.announce(row)
         values: dict[str, Any] = {f"{kind}_file_id": row.id for kind, row in made.items()}
         values |= {"completed": lines["output"], "failed": lines["error"]}
-        rows = [msgspec.structs.replace(row, bytes=sizes[kind]) for kind, row in made.items()]
         if not self._ends.written(batch, token, rows, values):
             raise Lost
         return unstored
 
     def _file(self, batch: BatchRow, kind: Kind) -> FileRow:
+        now_ms, seconds = self._clock(), batch.output_seconds
         return FileRow(
             id=new_file_id(),
             tenant=batch.tenant,
@@ -141,7 +144,8 @@ class Finalizing:
             purpose=Purpose.BATCH_OUTPUT.value,
             filename=f"{batch.id}_{kind}.jsonl",
             bytes=0,
-            created_ms=self._clock(),
+            created_ms=now_ms,
+            expires_ms=None if seconds is None else now_ms + seconds * 1000,
         )
 
     def _drop_unstored(self, batch: BatchRow, token: str) -> None:

@@ -41,7 +41,7 @@ class Row:
         self.asked = asked
         self.body = _body_decoder.decode(asked.body)
         self.policy: CachePolicy = cache_policy(
-            cache_directives(asked.cache_control),
+            {} if asked.cache_control is None else cache_directives(asked.cache_control),
             temperature=self.body.temperature,
             sample=asked.sample,
             store=self.body.store is not False,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_hex
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,12 +42,17 @@ _ENDED = frozenset(state.value.encode() for state in ENDED)
 
 
 class SliceRun:
-    """``again``: somebody had the slice before. Everything here happens on the loop of the streams, and SQL in a
-    thread."""
+    """``again``: somebody had the slice before. ``on_idle`` is told once when all of it has been streamed and the books
+    are to learn of it. Everything here happens on the loop of the streams, and SQL in a thread.
+    """
 
-    def __init__(self, tools: Tools, slice: Slice, *, again: bool) -> None:
+    def __init__(
+        self, tools: Tools, slice: Slice, *, again: bool, on_idle: Callable[[SliceRun], Awaitable[None]]
+    ) -> None:
         self.slice = slice
         self._again = again
+        self._on_idle = on_idle
+        self._idle = False
         self._tools = tools
         self._loop = asyncio.get_running_loop()
         self._began = self._kept_at = self._loop.time()
@@ -131,6 +136,9 @@ class SliceRun:
             await self._cancel(now)
         elif now - self._began < TURN:
             self._begin(now)
+            if not (self._tasks or self._pending or self._idle):
+                self._idle = True
+                await self._on_idle(self)
         elif not self._tasks and (self._pending or not all(r.streamed for r in self._open.values())):
             await self._finish(SliceState.READY)
             return "handed back"

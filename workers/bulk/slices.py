@@ -90,7 +90,7 @@ class Slices:
             return "unavailable"
         if taken is None:
             return "stale"
-        run = SliceRun(self._tools, taken, again=job.get("again", True))
+        run = SliceRun(self._tools, taken, again=job.get("again", True), on_idle=self._idle)
         if self._stopping:
             run.release()
         self._runs.add(run)
@@ -100,9 +100,20 @@ class Slices:
             return await run.run()
         finally:
             self._runs.discard(run)
-            control = self._tools.redis.keyspace[0].control
-            with contextlib.suppress(Unavailable):  # then the leader looks a little later
-                await self._tools.redis.command(0, "SPUBLISH", control, "slices", patience=0)
+            await self._call()
+
+    async def _idle(self, run: SliceRun) -> None:
+        """Others may have its place while it waits for the books."""
+        with contextlib.suppress(Unavailable, SQLAlchemyError):  # it is said again soon
+            until = await self._tools.redis.now_ms(0) + JOB_LEASE_MS
+            await asyncio.to_thread(self._tools.table.keep, [_keep_of(run)], until)
+            await self._call()
+
+    async def _call(self) -> None:
+        """Tell the leader that there may be something to deal."""
+        control = self._tools.redis.keyspace[0].control
+        with contextlib.suppress(Unavailable):  # then it looks a little later
+            await self._tools.redis.command(0, "SPUBLISH", control, "slices", patience=0)
 
     def release(self) -> None:
         """The process is to stop: begin no more, and hand every slice back."""
