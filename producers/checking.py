@@ -8,6 +8,7 @@ output, each as its length and MessagePack; it ends with its input.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import struct
 import subprocess
@@ -344,4 +345,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the worker is gone
+        os._exit(1)

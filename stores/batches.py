@@ -25,6 +25,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from schemas.batches import BatchStatus, Row, RowError, SliceRange, SliceState, Stopped
 from schemas.errors import Conflict, DeadlineExceeded
@@ -111,10 +112,11 @@ class Batches:
 
     def add(self, row: BatchRow) -> bool:
         """False where a batch of this id is there already."""
-        with writing(self.engine) as connection:
-            if connection.scalar(select(exists().where(_b.id == row.id))):
-                return False
-            connection.execute(insert(batches).values(msgspec.structs.asdict(row)))
+        try:
+            with writing(self.engine) as connection:
+                connection.execute(insert(batches).values(msgspec.structs.asdict(row)))
+        except IntegrityError:
+            return False
         return True
 
     def get(self, tenant: str, id: str, *, end_user: str | None = None) -> BatchRow | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -178,6 +179,19 @@ def test_one_idempotency_key_makes_one_batch(api: Api) -> None:
     fresh = {"Idempotency-Key": "night-2"}
     assert api.post("/v1/batches", json=body("file-unknown"), headers=fresh).status_code == 404
     assert api.post("/v1/batches", json=body(file_id), headers=fresh).status_code == 200
+
+
+def test_one_idempotency_key_makes_one_batch_of_many_calls_at_once(each_api: Api) -> None:
+    asked = body(upload(each_api, [row("a")]))
+
+    def make(_: int) -> str:
+        answer = each_api.post("/v1/batches", json=asked, headers={"Idempotency-Key": "at once"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["id"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(make, range(24)))) == 1
+    assert len(each_api.get("/v1/batches").json()["data"]) == 1
 
 
 def test_a_batch_that_has_not_ended_is_not_retried(api: Api) -> None:
