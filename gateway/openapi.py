@@ -259,7 +259,7 @@ def _file_paths() -> dict[str, Any]:
 def _batch_paths() -> dict[str, Any]:
     id = {**_ID, "description": "batch_…"}
     key = _header("Idempotency-Key", "A retry with the same key within 24 hours gets the same batch.")
-    refused = {
+    refused: Any = {
         "s404": "No such file or batch, or somebody else's.",
         "s422": "The Idempotency-Key was used otherwise.",
     }
@@ -269,13 +269,8 @@ def _batch_paths() -> dict[str, Any]:
         _query("after", "The id before this page's first.", {"type": "string"}),
     ]
 
-    found = [id, _BEHALF]
     kind = _query("kind", "Which file's lines.", {"enum": ["output", "error", "all"], "default": "all"})
-    lines = [
-        *found,
-        kind,
-        _query("after", "The number of a row, from 0: those after it.", {"type": "integer"}),
-    ]
+    after = _query("after", "The number of a row, from 0: those after it.", {"type": "integer"})
     jsonl = _answers(content="application/jsonl", schema={"type": "string"})
 
     def body(name: str) -> dict[str, Any]:
@@ -302,8 +297,12 @@ def _batch_paths() -> dict[str, Any]:
         "/v1/batches/{id}": {
             "get": _operation("A batch: its status, counts, usage and cost so far", [id, _BEHALF], _answers())
         },
-        "/v1/batches/{id}/results": {"get": _operation("The rows that have ended so far", lines, jsonl)},
-        "/v1/batches/{id}/failures": {"get": _operation("Why rows failed, in groups", found, _answers())},
+        "/v1/batches/{id}/results": {
+            "get": _operation("Rows that have ended", [id, _BEHALF, kind, after], jsonl)
+        },
+        "/v1/batches/{id}/failures": {
+            "get": _operation("Why rows failed, in groups", [id, _BEHALF], _answers())
+        },
         "/v1/batches/{id}/cancel": {
             "post": _operation(
                 "Cancel: nothing more is sent, what was answered is kept",
