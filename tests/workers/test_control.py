@@ -10,7 +10,7 @@ from schemas.providers import load_providers
 from schemas.settings import Settings
 from stores.books import Books
 from stores.migration import migrate
-from stores.outcomes import Claim, Rank
+from stores.outcomes import Claim
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.sql import make_engine
@@ -61,7 +61,7 @@ async def test_leases_on_the_other_nodes_are_renewed_and_not_reaped(tmp_path: Pa
                 Books(engine),
                 PROVIDERS,
                 token=f"t{number}",
-                rank=Rank.SECOND,
+                bulk=False,
                 slots=10,
                 held=dict(held) if number == 0 else {},
                 begin=lambda *_: None,
