@@ -30,7 +30,7 @@ _MESSAGES = {
     RowError.EXPIRED: "The batch's completion window ended before this row had an answer.",
     RowError.CANCELLED: "The row was cancelled before it had an answer.",
     RowError.TIMEOUT: "The row's 'timeout' ran out before it had an answer.",
-    RowError.STOPPED: "The batch was stopped, because too many of its rows failed, before this one had an answer.",
+    RowError.STOPPED: "The batch was stopped before this row had an answer; its errors say why.",
     RowError.DELETED: "The row had an answer, which was deleted.",
 }
 _STOPPED = {

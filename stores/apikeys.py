@@ -104,6 +104,12 @@ class ApiKeys:
             rows = connection.execute(select(api_keys).order_by(api_keys.c.created_ms, api_keys.c.id)).all()
         return [ApiKey(*row) for row in rows]
 
+    def get(self, id: str) -> ApiKey | None:
+        """A key, a revoked one too."""
+        with reading(self._engine) as connection:
+            row = connection.execute(select(api_keys).where(api_keys.c.id == id)).one_or_none()
+        return None if row is None else ApiKey(*row)
+
     def in_use(self, ids: Collection[str]) -> dict[str, ApiKey]:
         """Those of the ids that are keys and not revoked."""
         statement = select(api_keys).where(among(api_keys.c.id), api_keys.c.revoked_ms.is_(None))

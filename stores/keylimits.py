@@ -67,6 +67,27 @@ class KeyLimits:
 
         Raises LimitReached, with these headers, and Unavailable.
         """
+        verdict, wait_ms, left = await self._admit(key, completion, tokens, size, cost_nano)
+        headers = _headers(key, left)
+        if verdict != "ok":
+            raise _reached(key, verdict, wait_ms, headers)
+        return headers
+
+    async def charge(self, key: ApiKey, completion: str, *, cost_nano: int) -> bool:
+        """As ``admit``, by the budget alone. False where there may be room once what is under way has ended: it costs
+        less than was estimated, maybe."""
+        only = msgspec.structs.replace(
+            key, rpm=None, tpm=None, concurrent=None, queued=None, queued_bytes=None
+        )
+        verdict, wait_ms, _ = await self._admit(only, completion, 0, 0, cost_nano)
+        if verdict != "ok" and not wait_ms:
+            raise _reached(only, verdict, wait_ms, {})
+        return verdict == "ok"
+
+    async def _admit(
+        self, key: ApiKey, completion: str, tokens: int, size: int, cost_nano: int
+    ) -> tuple[str, int, Admitted]:
+        """What the script says once it knows all that it needs. Raises Unavailable."""
         month = datetime.now(UTC).strftime("%Y-%m")
         limits: list[Arg] = [
             limit or 0
@@ -76,13 +97,10 @@ class KeyLimits:
         while True:
             answer = await self._call(key.id, "admit", *limits, month, completion, tokens, size, cost_nano)
             verdict, wait_ms = answer[0].decode(), answer[1]
-            headers = _headers(key, Admitted(*answer[2:]))
-            if verdict == "ok":
-                return headers
             if verdict == "refresh" and verdict in refreshed:
                 raise Unavailable("The database is too slow to say what the key has spent. Try again.")
-            if verdict in ("rpm", "tpm") or verdict in refreshed or len(refreshed) >= REFRESHES:
-                raise _reached(key, verdict, wait_ms, headers)
+            if verdict in ("ok", "rpm", "tpm") or verdict in refreshed or len(refreshed) >= REFRESHES:
+                return verdict, wait_ms, Admitted(*answer[2:])
             refreshed.add(verdict)
             if verdict in ("refresh", "budget"):
                 await self._look_up_costs(key, month)

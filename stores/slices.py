@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Engine, bindparam, select, update
 
-from schemas.batches import BatchStatus, SliceState
+from schemas.batches import BatchStatus, SliceState, Stopped
 from schemas.states import State
 from schemas.tables import batch_rows, batch_slices, batches, completions, usage
 from stores.sql import among, reading, writing
@@ -194,6 +194,14 @@ class Slices:
             connection.execute(change, values)
             rows = connection.execute(statement).all()
         return {(row.batch_id, row.first): _stopped(row.status, row.stopped) for row in rows}
+
+    def stop(self, batch: str, error: Mapping[str, Any]) -> None:
+        """No more of a batch's rows are sent, and it ends as failed."""
+        change = update(batches).where(
+            _b.id == batch, _b.status == BatchStatus.IN_PROGRESS.value, _b.stopped.is_(None)
+        )
+        with writing(self._engine) as connection:
+            connection.execute(change.values(stopped=Stopped.ERRORS.value, errors=[dict(error)]))
 
     def next(self, slice: Slice, sums: Sums, own: str, until_ms: int) -> tuple[bool, Slice | None]:
         """As ``finish``, done; and in its place the batch's next slice that nobody had, where there is one."""

@@ -64,6 +64,7 @@ local function admit()
   tokens = tpm > 0 and math.min(tokens, tpm) or 0
   local used, requests, verdict, wait = number('tokens'), redis.call('ZCARD', window), 'ok', 0
   local known = redis.call('ZSCORE', window, id) or redis.call('ZSCORE', open, id)
+    or redis.call('ZSCORE', charged, id)
   if not known then
     if rpm > 0 and requests >= rpm then
       verdict, wait = 'rpm', ms_until_first(window)
@@ -80,7 +81,7 @@ local function admit()
       if h[1] ~= month or now - h[3] > FRESH_MS then
         verdict = 'refresh'
       elseif h[2] + number('reserved') + cost > budget then
-        verdict = 'budget'
+        verdict, wait = 'budget', number('reserved') > 0 and FRESH_MS or 0
       end
     end
     if verdict == 'ok' then

@@ -111,6 +111,22 @@ async def test_a_budget_is_not_overshot_by_more_than_was_in_flight(
     assert not await let_in(gateways[1], caller, new_completion_id(), estimated)
 
 
+async def test_a_row_is_charged_once_and_waits_for_what_is_under_way(space: Room, books: Books) -> None:
+    """However often it is begun; with nothing under way that could leave room, the budget is spent."""
+    caller, limits = key(budget_nano=1_000, rpm=1), KeyLimits(space.redis, books, window_ms=60_000)
+    first, second = new_completion_id(), new_completion_id()
+    for _ in range(3):
+        assert await limits.charge(caller, first, cost_nano=600)
+    assert not await limits.charge(caller, second, cost_nano=600)
+    await space.accept(accepted(first))
+    await space.scripts.cancel(ended(first), "interactive")
+    book(books, first, 500)
+    with pytest.raises(LimitReached) as spent:
+        await limits.charge(caller, second, cost_nano=600)
+    assert spent.value.code == "insufficient_quota"
+    assert await limits.charge(caller, second, cost_nano=500)
+
+
 async def test_what_is_spent_is_rebuilt_from_the_books(
     space: Room, books: Books, redis_client: redis.Redis
 ) -> None:

@@ -28,6 +28,7 @@ def put_batch(
     bodies: Sequence[Mapping[str, Any]],
     *,
     tenant: str,
+    key_id: str = "key_test",
     provider: str = "fake",
     max_concurrency: int = 100,
     max_error_rate: float = 0.5,
@@ -51,7 +52,7 @@ def put_batch(
     batch = {
         "id": id,
         "tenant": tenant,
-        "key_id": "key_test",
+        "key_id": key_id,
         "endpoint": "/v1/chat/completions",
         "input_file_id": "file-input",
         "status": "in_progress",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import httpx
 import pytest
 
 from tests.support.backend import Received
@@ -96,7 +96,7 @@ def write_rows(path: Path) -> None:
 def unexplained(calls: list[Received], kills: list[float]) -> bool:
     """Whether the row was sent again though no kill had hit it in flight; each kill explains one call."""
     left = list(kills)
-    for call, again in zip(calls, calls[1:], strict=False):
+    for call, again in itertools.pairwise(calls):
         begin = call.at - MARGIN if call.ended == "closed" else call.at
         end = again.at if call.ended_at is None else min(again.at, call.ended_at + MARGIN)
         hit = next((kill for kill in left if begin <= kill <= end), None)

@@ -14,13 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers.submit import never_ran
 from producers.work import Work, encode_work
 from schemas.batches import JOB_LEASE_MS, SliceState
-from schemas.errors import ModelNotFound, TailraceError, Unavailable
+from schemas.errors import TailraceError, Unavailable
 from schemas.fingerprint import fingerprint
 from schemas.providers import Resolved
 from schemas.records import Record
 from schemas.request import parse_request
 from schemas.states import ENDED, Queue, State
 from stores.slices import RowEnd, Slice, Sums, sums_of
+from workers.bulk.budgets import NoRoom
 from workers.bulk.rows import Row, refused
 from workers.bulk.tools import FAILURE_PAUSE, Tools, persist
 
@@ -308,6 +309,10 @@ class SliceRun:
                 await self._send(row)
             except Unavailable:
                 raise
+            except NoRoom as error:
+                self._later(row)
+                if error.reason is not None:
+                    await self._stop(error.reason)
             except TailraceError as error:
                 await self._refuse(row, error)
 
@@ -316,7 +321,7 @@ class SliceRun:
         tools = self._tools
         request = parse_request(row.asked.body)
         params = request.params()
-        resolved = await self._resolve(request.model)
+        resolved = await tools.resolve(request.model)
         timeout_ms = 0 if request.timeout is None else max(1, int(request.timeout * 1000))
         digest = None
         if row.policy.writes:  # whom the model's name means may have changed since it was checked
@@ -338,8 +343,9 @@ class SliceRun:
             choices=request.n_choices,
         )
         try:
+            await tools.budgets.charge(record, params)
             await tools.scripts.accept(record, encode_work(work), timeout_ms=timeout_ms, again=row.lost)
-        except Unavailable:
+        except (Unavailable, NoRoom):
             if row.policy.joins:
                 await tools.sharing.abandon(record)
             raise
@@ -347,6 +353,19 @@ class SliceRun:
         if row.policy.joins:
             await tools.sharing.accepted(record)
         await self._generate(row)
+
+    def _later(self, row: Row) -> None:
+        """It was not begun, and is again in a while."""
+        row.known = False
+        self._open.pop(row.id, None)
+        self._pending.append(row)
+        self._pause_until = self._loop.time() + FAILURE_PAUSE
+
+    async def _stop(self, reason: TailraceError) -> None:
+        """The whole batch. Raises SQLAlchemy's errors."""
+        error = {"code": reason.code, "message": reason.message, "param": None, "line": None}
+        await asyncio.to_thread(self._tools.table.stop, self.slice.batch, error)
+        self._stopped = True
 
     async def _refuse(self, row: Row, error: TailraceError) -> None:
         """It ends as failed, and never was anybody's work."""
@@ -365,12 +384,6 @@ class SliceRun:
         outcome = await self._tools.generator.run(row.id, Queue.BULK.value, 0)
         row.streamed = outcome in ("completed", "failed", "cancelled", "ended")
         row.parked = outcome == "parked"
-
-    async def _resolve(self, model: str) -> Resolved:
-        try:
-            return await self._tools.catalog.resolve(model)
-        except ModelNotFound:  # it was there when the batch was checked: its provider will say what it is
-            return self._tools.catalog.providers.resolve(model)
 
     # Rows that are not streamed here
 

@@ -20,17 +20,21 @@ from producers.sharing import Sharing
 from schemas.batches import JOB_LEASE_MS
 from schemas.errors import Unavailable
 from schemas.messaging import Job
+from schemas.prices import Prices
 from schemas.providers import Providers
 from schemas.settings import Settings
 from stores.admission import Admission
+from stores.apikeys import ApiKeys
 from stores.books import Books
 from stores.cache import Cache, CacheLimits
 from stores.chunklog import ChunkLog
 from stores.flights import Flights
+from stores.keylimits import KeyLimits
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.slices import Keep
 from stores.slices import Slices as SliceTable
+from workers.bulk.budgets import Budgets
 from workers.bulk.ends import Ends
 from workers.bulk.run import SliceRun
 from workers.bulk.tools import Tools
@@ -72,6 +76,11 @@ class Slices:
             books=Books(engine),
             table=table,
             ends=Ends(table),
+            budgets=Budgets(
+                ApiKeys(engine),
+                KeyLimits(redis, Books(engine), window_ms=int(settings.limit_window_seconds * 1000)),
+                Prices(providers.providers),
+            ),
             admission=Admission(redis, ledger_limit=settings.ledger_limit),
             streams=asyncio.Semaphore(STREAMS),
         )

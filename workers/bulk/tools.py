@@ -12,7 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers.catalog import Catalog
 from producers.sharing import Sharing
-from schemas.errors import Unavailable
+from schemas.errors import ModelNotFound, Unavailable
+from schemas.providers import Resolved
 from stores.admission import Admission
 from stores.books import Books
 from stores.cache import Cache
@@ -21,6 +22,7 @@ from stores.flights import Flights
 from stores.redis import Redis
 from stores.scripts import Scripts
 from stores.slices import Slices
+from workers.bulk.budgets import Budgets
 from workers.bulk.ends import Ends
 from workers.generate import Generator
 
@@ -47,8 +49,15 @@ class Tools:
     books: Books
     table: Slices
     ends: Ends
+    budgets: Budgets
     admission: Admission
     streams: asyncio.Semaphore
+
+    async def resolve(self, model: str) -> Resolved:
+        try:
+            return await self.catalog.resolve(model)
+        except ModelNotFound:  # it was there when the batch was checked: its provider will say what it is
+            return self.catalog.providers.resolve(model)
 
 
 async def persist(do: Callable[[], Awaitable[T]], what: str) -> T | None:

@@ -6,10 +6,11 @@ import asyncio
 import dataclasses
 import functools
 import os
+import sqlite3
 import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Generator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
@@ -304,7 +305,7 @@ def _leave_out(state: State, job: Job, outcome: Outcome) -> bool:
         return False
     for error in lines:
         state.refuse(error["line"], error["message"], error.get("param"))
-    job.told(f"the server finds {len(lines):,} rows invalid: once more without them")
+    job.told(f"the server finds {rows(len(lines))} invalid: once more without them")
     return True
 
 
@@ -315,11 +316,16 @@ def explain(state: State, batch: dict[str, Any]) -> None:
         line = error.get("line")
         at = state.sent_line(line) if line else None
         where = f"{state.get('input') or 'the file'}, line {at or line}: " if line else ""
-        param = f"{error['param']}: " if error.get("param") else ""
-        warn(f"{where}{param}{error.get('message') or error.get('code')}")
+        warn(f"{where}{reason_of(error)}")
     if len(errors) > REASONS:
         warn(f"… and {len(errors) - REASONS:,} more")
     warn(f"batch {batch['id']} is {batch['status']}")
+
+
+def reason_of(error: dict[str, Any]) -> str:
+    """With the field, where the message doesn't name it."""
+    message, param = str(error.get("message") or error.get("code")), error.get("param")
+    return message if not param or param in message else f"{param}: {message}"
 
 
 def error_path(output: Path) -> Path:
@@ -334,9 +340,26 @@ def state_of(output: Path | None) -> State:
     folder = output.resolve().parent
     if output.exists() and not output.is_file():
         raise TailraceError(f"{output} is not a regular file")
+    if not folder.is_dir():
+        raise TailraceError(f"there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise TailraceError(f"can't write into {folder}")
     return State(beside(output))
+
+
+@contextmanager
+def on_disk(output: Path | None) -> Generator[None]:
+    """What is done with files meanwhile. Raises TailraceError where the disk is full, or fails."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        where = "the temporary folder" if output is None else str(output.resolve().parent)
+        raise TailraceError(
+            f"can't write into {where}: {reason}. Mend that, and the same command goes on"
+        ) from None
 
 
 def _size(count: int) -> str:

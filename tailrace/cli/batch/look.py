@@ -99,12 +99,13 @@ async def _save(
 ) -> int:
     """The results as files; beside those that are there, where a run has left its state."""
     over = now["status"] in ENDED
-    outcome = await _with_state(batch, now, output, errors, home)
-    code = 0 if outcome is None else outcome.code
-    written = None if outcome is None else outcome.written
-    if written is None:
-        written = await _merged(batch, output, errors)
-        code = _told_end(now) if over else 0
+    with job.on_disk(output):
+        outcome = await _with_state(batch, now, output, errors, home)
+        code = 0 if outcome is None else outcome.code
+        written = None if outcome is None else outcome.written
+        if written is None:
+            written = await _merged(batch, output, errors)
+            code = _told_end(now) if over else 0
     if as_json:
         told = {"batch": now, "answered": written.answered, "failed": written.failed, "output": str(output)}
         print(json.dumps(told))
@@ -233,7 +234,7 @@ def show(id: Id, as_json: Json = False, home: Home = None) -> None:
         print("\nwhy it failed")
     for error in errors:
         line = f"line {error['line']}: " if error.get("line") else ""
-        print(f"  {line}{error['message']}")
+        print(f"  {line}{job.reason_of(error)}")
     if failures:
         print("\nwhy rows failed")
     for reason in failures:

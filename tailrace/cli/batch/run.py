@@ -140,7 +140,7 @@ def submit(
 
 
 def _carry_out(what: job.Job, home: Path | None, *, configured: bool, local_model: bool) -> None:
-    with job.state_of(what.output) as state:
+    with job.on_disk(what.output), job.state_of(what.output) as state:
         ended: list[job.Outcome] = []
 
         async def use(client: tailrace.Client) -> int:

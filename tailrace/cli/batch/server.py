@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import tailrace
 from tailrace import connection
 from tailrace.cli import output
-from tailrace.cli.tail import RETRIES
 
 if TYPE_CHECKING:
     from tailrace.embedded.stack import EmbeddedStack
 
+#: How often a server is asked again that doesn't answer: it may be restarting, which takes some seconds.
+RETRIES = 5
 #: What a command does with a server; the exit code.
 Use = Callable[[tailrace.Client], Awaitable[int]]
 
