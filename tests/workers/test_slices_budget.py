@@ -35,9 +35,7 @@ def test_a_batch_stops_when_its_keys_budget_is_spent(each_stack: Stack) -> None:
     row, plaintext = stack.keys.create("spender", tenant, limits=limits)
     with Api(stack.url, plaintext, tenant=tenant, backend=stack.backend) as api:
         bodies = rows("spends", 40, max_tokens=10)
-        id = put_batch(
-            stack.engine, bodies, tenant=tenant, key_id=row.id, provider="priced", slice_rows=8
-        )
+        id = put_batch(stack.engine, bodies, tenant=tenant, key_id=row.id, provider="priced", slice_rows=8)
         batch = Watched(stack, id)
         over = batch.over()
         assert (over.status, over.completed, over.failed) == ("failed", 10, 30)

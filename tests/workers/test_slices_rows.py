@@ -1,4 +1,4 @@
-"""A row of a batch is a completion like any other: followed, cancelled, deleted, shared, failed over, and in the usage."""
+"""A row of a batch is a completion like any other: followed, cancelled, deleted, shared, failed over, counted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Batch:
         return self._api.get(f"/v1/batches/{self.id}").json()
 
     def over(self) -> dict[str, Any]:
-        wait_until(lambda: self.now()["status"] in ("completed", "failed", "cancelled"), 120, "end of a batch")
+        wait_until(
+            lambda: self.now()["status"] in ("completed", "failed", "cancelled"), 120, "end of a batch"
+        )
         return self.now()
 
     def lines(self) -> list[dict[str, Any]]:
@@ -136,7 +138,9 @@ def test_choices_tools_and_aliases(api: Api) -> None:
     """Several choices and tool calls are in the answer; an alias goes on to its next target, and the row says so."""
     bodies = [
         asking("choices", n=2, fake={"chunks": 3}),
-        asking("tools", tools=[{"type": "function", "function": {"name": "tool_0"}}], fake={"tool_calls": True}),
+        asking(
+            "tools", tools=[{"type": "function", "function": {"name": "tool_0"}}], fake={"tool_calls": True}
+        ),
         asking("an alias", model="one-or-other", fake={"chunks": 3}),
         asking("joined choices", n=2, temperature=0, fake={"chunks": 3}),
         asking("joined choices", n=2, temperature=0, fake={"chunks": 3}),

@@ -93,6 +93,8 @@ async def run(client: tailrace.Client, state: State, job: Job) -> Outcome:
     for _ in range(ROUNDS):
         with _spool(job.output) as spool:
             made = await in_thread(state, plan, state, job.input, job.output, job.errors, spool)
+            if last is not None and not made.pending:
+                job = dataclasses.replace(job, quiet=True)  # all of it has been told
             if (refused := _refusal(state, job, made)) is not None:
                 return refused
             if not made.pending:
