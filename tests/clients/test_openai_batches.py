@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types import Batch
 
-from tests.support.api import asking
+from tests.support.api import asking, ordered
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
@@ -64,6 +64,34 @@ def test_a_batch_is_made_validated_listed_and_cancelled(client: openai.OpenAI) -
     assert stopping.status == "cancelling"
     assert stopping.cancelling_at is not None
     assert client.batches.cancel(batch.id).status in ("cancelling", "finalizing", "cancelled")
+
+
+def test_the_tutorial_from_upload_to_results(client: openai.OpenAI) -> None:
+    """As OpenAI's guide has it: answers by ``custom_id``, and what the provider refused in the error file."""
+    refused = {"status": 400, "error": {"message": "no", "code": "bad_words"}}
+    rows = [row(f"task-{n}", body=asking(f"task {n}", fake={"chunks": n + 1})) for n in range(4)]
+    rows += [row("refused", body=asking("refused", fake=refused))]
+    batch = until(client, make(client, rows), "completed")
+    assert batch.request_counts is not None
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (5, 4, 1)
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    output = client.files.retrieve(batch.output_file_id)
+    content = client.files.content(batch.output_file_id).content
+    assert (output.purpose, output.status, output.bytes) == ("batch_output", "processed", len(content))
+    results = [json.loads(line) for line in content.splitlines()]
+    assert [line["custom_id"] for line in results] == [f"task-{n}" for n in range(4)]
+    for n, line in enumerate(results):
+        assert line["id"].startswith("batch_req_")
+        assert (line["error"], line["response"]["status_code"]) == (None, 200)
+        assert line["response"]["body"]["choices"][0]["message"]["content"] == ordered(n + 1)
+    (line,) = map(json.loads, client.files.content(batch.error_file_id).text.splitlines())
+    assert (line["custom_id"], line["response"]["status_code"]) == ("refused", 400)
+    assert line["response"]["body"]["error"]["message"] == "no"
+    usage = batch.to_dict()["usage"]
+    assert isinstance(usage, dict)
+    assert usage["output_tokens"] == 1 + 2 + 3 + 4
 
 
 def test_a_batch_of_bad_lines_fails_and_says_why(client: openai.OpenAI) -> None:
