@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(batch: Batch, stac
     limited = [
         "bash",
         "-c",
-        'ulimit -f 300; exec "$@"',
+        'ulimit -f 150; exec "$@"',
         "bash",
         *command("batch", "run", "in.jsonl", "-o", "out.jsonl"),
     ]
