@@ -147,7 +147,7 @@ def test_each_row_once_whoever_is_killed(tmp_path: Path, stack: Stack) -> None:
     finally:
         run.kill()
 
-    # 1: while no gateway was there; 3: a row failed, because three workers died with it, and the next run sent it again.
+    # 1: no gateway was there; 3: a row failed, because three workers died with it, and the next run sent it again.
     assert set(run.ends) <= {-signal.SIGKILL, 1, 3}, run.told
     assert "Traceback" not in run.told
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

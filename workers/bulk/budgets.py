@@ -35,7 +35,14 @@ class _Known:
         self.lock = asyncio.Lock()
         self.key: ApiKey | None = None
         self.full: NoRoom | None = None
+        self.batch: str | None = None  # whose row found it full
         self.since = self.full_since = float("-inf")
+
+    def is_full(self, batch: str | None, now: float) -> bool:
+        """That the budget is spent is told to the batch that it stops: another one may come after it was raised."""
+        if self.full is None or now - self.full_since > FRESH_SECONDS:
+            return False
+        return self.full.reason is None or self.batch == batch
 
 
 class Budgets:
@@ -55,27 +62,39 @@ class Budgets:
             self._known.popitem(last=False)
         async with known.lock:
             now = time.monotonic()
-            if now - known.since > FRESH_SECONDS:
-                known.key = await asyncio.to_thread(self._keys.get, record.key_id)
-                known.since = now
-            if known.key is None or known.key.budget_nano is None:
-                return
-            if known.full is not None and now - known.full_since < FRESH_SECONDS:
+            if known.full is not None and known.is_full(record.batch_id, now):
                 raise NoRoom(known.full.reason)
-            prompt, answer = estimate(params)
-            usage = Usage(prompt_tokens=prompt, completion_tokens=answer)
-            cost = await asyncio.to_thread(  # the first time it loads the list of prices
-                self._prices.cost_nano,
-                record.provider,
-                record.resolved_model,
-                usage,
-                time.time_ns() // 1_000_000,
-            )
+            if now - known.since > FRESH_SECONDS:
+                await self._read(known, record.key_id)
             try:
-                if await self._limits.charge(known.key, record.id, cost_nano=cost or 0):
-                    return
-                known.full = NoRoom()
-            except LimitReached as error:
-                known.full = NoRoom(error)
-            known.full_since = time.monotonic()
-            raise NoRoom(known.full.reason)
+                has_room = await self._reserve(known.key, record, params)
+            except LimitReached:
+                await self._read(known, record.key_id)  # it may have been given more just now
+                try:
+                    has_room = await self._reserve(known.key, record, params)
+                except LimitReached as error:
+                    known.full, known.batch, known.full_since = (
+                        NoRoom(error),
+                        record.batch_id,
+                        time.monotonic(),
+                    )
+                    raise NoRoom(error) from None
+            if not has_room:
+                known.full, known.full_since = NoRoom(), time.monotonic()
+                raise NoRoom
+
+    async def _read(self, known: _Known, key_id: str) -> None:
+        known.since = time.monotonic()
+        known.key = await asyncio.to_thread(self._keys.get, key_id)
+
+    async def _reserve(self, key: ApiKey | None, record: Accepted, params: dict[str, Any]) -> bool:
+        """Whether there was room. Raises LimitReached and Unavailable."""
+        if key is None or key.budget_nano is None:
+            return True
+        prompt, answer = estimate(params)
+        usage = Usage(prompt_tokens=prompt, completion_tokens=answer)
+        now_ms = time.time_ns() // 1_000_000
+        cost = await asyncio.to_thread(  # the first time it loads the list of prices
+            self._prices.cost_nano, record.provider, record.resolved_model, usage, now_ms
+        )
+        return await self._limits.charge(key, record.id, cost_nano=cost or 0)
