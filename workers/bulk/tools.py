@@ -14,6 +14,7 @@ from producers.catalog import Catalog
 from producers.sharing import Sharing
 from schemas.errors import Unavailable
 from stores.admission import Admission
+from stores.answers import Answers
 from stores.books import Books
 from stores.cache import Cache
 from stores.chunklog import ChunkLog
@@ -46,9 +47,12 @@ class Tools:
     cache: Cache
     books: Books
     table: Slices
+    answers: Answers
     ends: Ends
     admission: Admission
     streams: asyncio.Semaphore
+    #: Pages that the cache answers are written one after the other.
+    answering: asyncio.Lock
 
 
 async def persist(do: Callable[[], Awaitable[T]], what: str) -> T | None:
