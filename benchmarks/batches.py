@@ -53,8 +53,8 @@ class Submitted(msgspec.Struct, frozen=True):
 
 class Answered(msgspec.Struct, frozen=True):
     """A batch from its POST to its output file, in seconds. ``ended``: from ``in_progress`` until all rows had ended;
-    ``files``: until its files were written. ``grown`` is MiB of processes and of Redis's data beyond what they had before,
-    ``sql_bytes`` what the database has grown by."""
+    ``files``: until its files were written. ``grown`` is MiB of processes and of Redis's data beyond what they had
+    before, ``sql_bytes`` what the database has grown by."""
 
     rows: int
     ended: float
@@ -260,10 +260,9 @@ def _download(client: httpx.Client, file_id: str | None) -> int:
 def _moments(stack: Stack, id: str) -> tuple[int, int, int]:
     """When its rows could be sent, when they had all ended, and when it had: milliseconds of Redis's clock."""
     with contextlib.closing(sqlite3.connect(stack.folder / "tailrace.db")) as database:
-        found = database.execute(
+        return database.execute(
             "SELECT in_progress_ms, finalizing_ms, ended_ms FROM batches WHERE id = ?", (id,)
         ).fetchone()
-    return found
 
 
 def _size(stack: Stack) -> int:

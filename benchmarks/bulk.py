@@ -57,9 +57,9 @@ def pairs(stack: Stack, sdk: Load, *, seconds: float, rounds: int) -> Generator[
 
 
 def first_chunks(stack: Stack, load: Load, *, count: int) -> dict[str, list[float]]:
-    """Milliseconds to the first chunk of an interactive request: with an idle queue, and with a batch of ``WAITING`` rows
-    under way of whose provider few calls are allowed at once, and of one without such a limit. Before and after each
-    batch the queue is idle, too."""
+    """Milliseconds to the first chunk of an interactive request: with an idle queue, and with a batch of ``WAITING``
+    rows under way, of a provider of which few calls are allowed at once, and of one without such a limit. Before each
+    batch the queue is idle."""
     found: dict[str, list[float]] = {}
 
     def time(name: str) -> None:

@@ -57,12 +57,14 @@ class Answers:
 
     def _answer(self, connection: Connection, slice: Slice, firsts: Sequence[int], judge: Judge) -> bool:
         """Whether any row was."""
-        names = RowAsked.__struct_fields__
-        rows = connection.execute(
-            select(*(_r[name] for name in names)).join(batch_slices, _WITHIN).where(*_these(slice, firsts))
-        )
-        asked = [RowAsked(*row) for row in rows]
-        takes = [(row.fingerprint, take) for row in asked if (take := judge(row)) is not None]
+        takes: list[tuple[str, Take]] = []
+        for first in firsts:  # no more bodies at once than those of a slice
+            rows = connection.execute(_ROWS, {"in_batch": slice.batch, "from_row": first})
+            for row in rows:
+                asked = RowAsked(*row)
+                take = judge(asked)
+                if take is not None:
+                    takes.append((asked.fingerprint, take))
         wanted = list({fingerprint for fingerprint, _ in takes})
         found = find_all(connection, slice.tenant, wanted, self._clock()) if wanted else {}
         made: list[dict[str, Any]] = []
@@ -110,6 +112,11 @@ class Answers:
 
 
 _WITHIN = and_(_r.batch_id == _s.batch_id, _r.n >= _s.first, _r.n < _s.beyond)
+_ROWS = (
+    select(*(_r[name] for name in RowAsked.__struct_fields__))
+    .join_from(batch_slices, batch_rows, _WITHIN)
+    .where(_s.batch_id == bindparam("in_batch"), _s.first == bindparam("from_row"))
+)
 _READY = (
     select(_s.first, _s.beyond)
     .join_from(batch_slices, batches, _b.id == _s.batch_id)

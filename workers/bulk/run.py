@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from secrets import token_hex
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -160,11 +161,8 @@ class SliceRun:
 
             def judge(asked: RowAsked) -> Take | None:
                 row = Row(asked)
-                return (
-                    (lambda hit, age: row.hit(slice, hit, now_ms) if row.takes(age) else None)
-                    if row.policy.reads
-                    else None
-                )
+                row.forget_body()
+                return partial(row.taken, slice, now_ms) if row.policy.reads else None
 
             async with tools.answering:
                 return await asyncio.to_thread(tools.answers.ahead, slice, token_hex(8), PAGE, judge)
