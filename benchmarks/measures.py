@@ -225,8 +225,8 @@ def measure_batches(run: Run) -> None:
     with TemporaryDirectory(prefix="tr-bench-") as folder:
         for rows in (batches.FEW, *batches.ROWS):
             path = Path(folder) / f"{rows}.jsonl"
-            fake = {"chunks": 1, "rows": rows}  # so that no file's rows are another's
-            batches.write_input(path, rows, temperature=0, fake=fake)
+            # The seed, so that no file's rows are another's.
+            batches.write_input(path, rows, temperature=0, seed=rows, fake={"chunks": 1})
             found = batches.answer(run.stack, path)
             say(f"{rows:,} rows: {rows / found.ended:,.0f} rows/s sent, {found.cpu:,.0f} µs of CPU each")
             again = batches.answer(run.stack, path)
