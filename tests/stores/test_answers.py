@@ -12,6 +12,7 @@ from schemas.records import Accepted, StoredLog, Usage
 from schemas.tables import batch_rows, batch_slices, batches, cache, completions, usage
 from stores.answers import Answers, Take
 from stores.books import Books
+from stores.cache import Cache
 from stores.flights import Result
 from stores.migration import migrate
 from stores.rows import CacheRow
@@ -126,12 +127,11 @@ def test_a_page_enters_what_the_ledger_would(engine: Engine) -> None:
     judge = hit(held(engine, other))
     found = {result.generation: result for result in _results(engine, rows_of(engine, other))}
     by_fingerprint = {f: found[g] for f, g in _pointers(engine).items()}
-    records = [
-        judge(RowAsked(*(getattr(row, name) for name in RowAsked.__struct_fields__)))(
-            by_fingerprint[row.fingerprint], 0
-        )
-        for row in rows_of(engine, other)[SLICE:]
+    asked = [
+        RowAsked(*(getattr(row, name) for name in RowAsked.__struct_fields__))
+        for row in rows_of(engine, other)
     ]
+    records = [judge(row)(by_fingerprint[row.fingerprint], 0) for row in asked[SLICE:]]
     Books(engine).apply(records, {})
     ledger, ledger_usage, twice = entered(engine, other)
     named = str.replace
@@ -140,9 +140,9 @@ def test_a_page_enters_what_the_ledger_would(engine: Engine) -> None:
     assert [named(repr(row), one, other) for row in charged] == [repr(row) for row in ledger_usage]
     assert sum(hits.values()) == ROWS - SLICE
     assert twice == {generation: 2 * count for generation, count in hits.items()}
-    assert [(s.state, s.completed, s.prompt_tokens, s.completion_tokens, s.cost_nano) for s in slices_of(engine, one)] == [
-        ("dealt", 0, 0, 0, None), *[("done", SLICE, 7 * SLICE, 3 * SLICE, 0)] * 5
-    ]  # fmt: skip
+    sums = ("state", "completed", "prompt_tokens", "completion_tokens", "cost_nano")
+    counted = [tuple(getattr(slice, name) for name in sums) for slice in slices_of(engine, one)]
+    assert counted == [("dealt", 0, 0, 0, None), *[("done", SLICE, 7 * SLICE, 3 * SLICE, 0)] * 5]
 
 
 def _pointers(engine: Engine) -> dict[str, str]:
@@ -151,8 +151,6 @@ def _pointers(engine: Engine) -> dict[str, str]:
 
 
 def _results(engine: Engine, rows: list[Any]) -> list[Result]:
-    from stores.cache import Cache
-
     found = Cache(engine, clock=lambda: T0 + 1000).find_all(TENANT, list({row.fingerprint for row in rows}))
     return [result for result, _ in found.values()]
 
