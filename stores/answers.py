@@ -126,13 +126,11 @@ _READY = (
     .limit(bindparam("most"))
     .with_for_update(of=batch_slices, skip_locked=True)
 )
+_SUMS: dict[str, Any] = {name: bindparam(f"new_{name}") for name in ("completed", *TOKENS, "cost_nano")}
 _DONE = (
     update(batch_slices)
     .where(_s.batch_id == bindparam("in_batch"), _s.first == bindparam("from_row"))
-    .values(
-        {name: bindparam(f"new_{name}") for name in ("completed", *TOKENS, "cost_nano")}
-        | {"state": SliceState.DONE.value, "until_ms": None}
-    )
+    .values({**_SUMS, "state": SliceState.DONE.value, "until_ms": None})
 )
 
 
