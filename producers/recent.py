@@ -51,6 +51,8 @@ class Recent:
         self._entries: deque[Remembered] = deque()
         self._size = 0
         self._restoring: asyncio.Task[None] | None = None
+        #: How often Redis came back.
+        self.returns = 0
         #: What the last restoring looked at.
         self._looked: set[str] = set()
         redis.on_return = self._on_return
@@ -85,6 +87,7 @@ class Recent:
             await asyncio.wait({self._restoring}, timeout=READER_SECONDS)
 
     def _on_return(self, lost_at: float) -> None:
+        self.returns += 1
         entries = [entry for entry in self._entries if entry.at >= lost_at - LOSS]
         if entries:
             running = self._restoring is not None and not self._restoring.done()

@@ -121,12 +121,12 @@ class Submitter:
         held: Held | None = None
         if idempotency_key is not None:
             mine = Reservation(completion_id, digest, caller.end_user, tenant=caller.tenant)
-            held = await self._keys.reserve(caller.tenant, idempotency_key, mine)
+            held = await self._reserve(caller, idempotency_key, mine)
             if held.confirmed:
                 return Submission(held.id, 0, resolved, fresh=False)
             if not held.fresh and await self._is_taken_back(held.id):
                 await held.release()
-                held = await self._keys.reserve(caller.tenant, idempotency_key, mine)
+                held = await self._reserve(caller, idempotency_key, mine)
             if not held.fresh and await self._in_books(held.id):
                 await held.confirm()
                 return Submission(held.id, 0, resolved, fresh=False)
@@ -209,6 +209,16 @@ class Submitter:
         return Submission(
             completion_id, accepted.created_ms, resolved, fresh=accepted.fresh, cache=record.cache
         )
+
+    async def _reserve(self, caller: Caller, key: str, mine: Reservation) -> Held:
+        """Where Redis has just come back, and may have forgotten whom the key stands for, only once it knows again."""
+        while True:
+            await self.recent.settled()
+            returns = self.recent.returns
+            held = await self._keys.reserve(caller.tenant, key, mine)
+            if not held.fresh or returns == self.recent.returns:
+                return held
+            await held.release()
 
     async def _shared(
         self, record: Accepted, policy: CachePolicy, timeout_ms: int, held: Held | None
