@@ -43,8 +43,8 @@ LEADERSHIP_MS = 5_000
 WAITING_TTL_MS = 7 * 24 * 3600 * 1000
 #: How often the cache is looked through for what is too old or too much, in seconds.
 TRIM_SECONDS = 30.0
-#: How long the hot copy of what bulk work made stays at most, in milliseconds: longer than a slice begins rows after its
-#: look into the cache. Batches would fill Redis with them.
+#: How long the hot copy of what bulk work made stays at most, in milliseconds: longer than a slice begins rows after
+#: its look into the cache. Batches would fill Redis with them.
 BULK_HOT_MS = 75_000
 
 
