@@ -34,6 +34,8 @@ from tests.support.providers import write_providers
 ROOT = Path(__file__).resolve().parent.parent
 #: How long a server may take to start and to stop, in seconds.
 START, STOP = 120.0, 10.0
+#: A second provider, the same backend, and the calls that it takes at once.
+LIMITED, LIMIT = "limited", 8
 
 
 class Server:
@@ -175,7 +177,8 @@ class Stack:
         self.redis_url = f"redis://:{password}@127.0.0.1:{port}/0"
         database = f"sqlite:///{self.folder / 'tailrace.db'}"
         providers = self.folder / "providers.toml"
-        write_providers(providers, {"fake": {"base_url": self.backend_url}})
+        limited = {"base_url": self.backend_url, "max_concurrency": LIMIT}
+        write_providers(providers, {"fake": {"base_url": self.backend_url}, LIMITED: limited})
         self.environment |= {
             "TAILRACE_HOME": str(self.folder),
             "TAILRACE_PROVIDERS": str(providers),

@@ -19,4 +19,11 @@ HITS = 1_500
 #: Rows of a batch a second, from the first byte of the upload to rows that can be sent; and what processes may need for
 #: it beyond idle, whatever the size of the file, in MiB.
 SUBMITTED = 10_000
-BATCH_MIB = {"gateway": 100, "bulk": 150}
+BATCH_MIB = {"gateway": 100, "bulk": 150, "redis": 100, "command": 100}
+#: Rows a second, times the streams of the SDK script.
+OF_SDK, OF_SDK_NEXT = 3, 4
+#: 100,000 rows that are cached, from ``in_progress`` to ``completed``, in seconds; and what one takes of all processes'
+#: CPU from POST to output, in microseconds.
+CACHED_SECONDS, CACHED_CPU = 20, 120
+#: What 100,000 rows in the queue may add to an interactive request's first chunk, at the median, in milliseconds.
+QUEUED_MS = 20

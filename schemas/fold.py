@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 #: Chunk fields that speak of the stream and mean nothing in a completion.
-_STREAM_ONLY = frozenset({"object", "choices", "usage", "obfuscation"})
+STREAM_ONLY = frozenset({"object", "choices", "usage", "obfuscation"})
 #: Choice fields that ``Fold`` makes itself.
 _MADE = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
 
@@ -30,7 +30,7 @@ class Fold:
     def add(self, chunk: dict[str, Any]) -> None:
         """Take in one ``chat.completion.chunk``. The chunk is not changed, and no shape of it raises."""
         for name, value in chunk.items():
-            if name not in _STREAM_ONLY:
+            if name not in STREAM_ONLY:
                 _replace(self._fields, name, value)
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]

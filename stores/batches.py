@@ -329,7 +329,15 @@ def _counts(connection: Connection, batch: BatchRow) -> Counts:
         _s.batch_id == batch.id, _s.state == SliceState.DONE.value
     )
     went_well = _u.status == State.COMPLETED.value
-    # One that was handed back has its last token.
+    # One that was handed back has its last token. They are named one by one: else SQLite begins with the batch's rows.
+    begun = select(_s.first).where(
+        _s.batch_id == batch.id,
+        or_(
+            _s.state == SliceState.DEALT.value,
+            (_s.state == SliceState.READY.value) & _s.token.is_not(None),
+        ),
+    )
+    firsts = [*connection.scalars(begun)]
     under_way = (
         select(
             func.count().filter(went_well).label("completed"),
@@ -340,13 +348,7 @@ def _counts(connection: Connection, batch: BatchRow) -> Counts:
         .select_from(batch_slices)
         .join(batch_rows, (_r.batch_id == _s.batch_id) & (_r.n >= _s.first) & (_r.n < _s.beyond))
         .join(usage, _u.completion_id == _r.completion_id)
-        .where(_s.batch_id == batch.id)
-        .where(
-            or_(
-                _s.state == SliceState.DEALT.value,
-                (_s.state == SliceState.READY.value) & _s.token.is_not(None),
-            )
-        )
+        .where(_s.batch_id == batch.id, _s.first.in_(firsts))
     )
     parts = union_all(done, under_way).subquery()
     names = ("completed", "failed", *TOKENS, "cost_nano")

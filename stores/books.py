@@ -163,7 +163,7 @@ class Books:
             settled += connection.scalars(_LEFT, {"ids": sorted(ended)}) if ended else []
             settled += connection.scalars(_LEFT_IDS, {"ids": sorted(left)}) if left else []
             if settled:
-                connection.execute(_CHARGE, {"ids": sorted(set(settled))})
+                connection.execute(CHARGE, {"ids": sorted(set(settled))})
             hits = [row.id for row in over if row.cache == "hit"]
             if hits:
                 count_hits(connection, hits)
@@ -399,7 +399,7 @@ _CHARGED: dict[str, ColumnElement[Any]] = {
     "duration_ms": _since_created(_c.ended_ms),
     "created_ms": _c.created_ms,
 }
-_CHARGE = insert(usage).from_select(
+CHARGE = insert(usage).from_select(
     list(_CHARGED),
     select(*_CHARGED.values())
     .join_from(completions, generations, _g.id == _c.generation_id)

@@ -69,12 +69,12 @@ class Statistics(msgspec.Struct, frozen=True):
     saved_tokens: int
 
 
-def _epoch_ms() -> int:
+def epoch_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
 class Cache:
-    def __init__(self, engine: Engine, *, clock: Callable[[], int] = _epoch_ms) -> None:
+    def __init__(self, engine: Engine, *, clock: Callable[[], int] = epoch_ms) -> None:
         self._engine = engine
         self._clock = clock
 
@@ -105,16 +105,8 @@ class Cache:
 
     def find_all(self, tenant: str, fingerprints: Sequence[str]) -> dict[str, tuple[Result, int]]:
         """The results for some requests, without their text, each with its age in milliseconds."""
-        now = self._clock()
-        columns = (_k.fingerprint, _k.generation_id, _g.provider, _g.model, _k.created_ms, _g.base, _g.next)
-        statement = (
-            select(*columns)
-            .join_from(cache, generations, _g.id == _k.generation_id)
-            .where(_k.tenant == tenant, among(_k.fingerprint), _k.expires_ms > now)
-        )
         with reading(self._engine) as connection:
-            found = connection.execute(statement, {"ids": [*fingerprints]})
-            return {row[0]: (Result(*row[1:]), max(0, now - row.created_ms)) for row in found}
+            return find_all(connection, tenant, fingerprints, self._clock())
 
     def ages(self, tenant: str, fingerprints: Sequence[str]) -> dict[str, int]:
         """Those that have a result, with its age in milliseconds."""
@@ -197,6 +189,23 @@ _LOG: tuple[ColumnElement[Any], ...] = (
 )
 
 
+# Within a transaction
+
+
+def find_all(
+    connection: Connection, tenant: str, fingerprints: Sequence[str], now_ms: int
+) -> dict[str, tuple[Result, int]]:
+    """As ``Cache.find_all``."""
+    columns = (_k.fingerprint, _k.generation_id, _g.provider, _g.model, _k.created_ms, _g.base, _g.next)
+    statement = (
+        select(*columns)
+        .join_from(cache, generations, _g.id == _k.generation_id)
+        .where(_k.tenant == tenant, among(_k.fingerprint), _k.expires_ms > now_ms)
+    )
+    found = connection.execute(statement, {"ids": [*fingerprints]})
+    return {row[0]: (Result(*row[1:]), max(0, now_ms - row.created_ms)) for row in found}
+
+
 # Within a transaction of the books
 
 
@@ -236,11 +245,12 @@ _SIZES = select(_r.generation_id, func.length(_r.head) + func.length(_r["items"]
 _OUTDATE = delete(cache).where(
     _k.tenant == bindparam("t"), _k.fingerprint == bindparam("f"), _k.created_ms < bindparam("at")
 )
+_hits = (
+    select(_c.generation_id, func.count().label("hits"))
+    .where(among(_c.id))
+    .group_by(_c.generation_id)
+    .subquery()
+)
 _COUNT_HITS = (
-    update(cache)
-    .where(_k.generation_id.in_(select(_c.generation_id).where(among(_c.id))))
-    .values(
-        hits=_k.hits
-        + select(func.count()).where(_c.generation_id == _k.generation_id, among(_c.id)).scalar_subquery()
-    )
+    update(cache).where(_k.generation_id == _hits.c.generation_id).values(hits=_k.hits + _hits.c.hits)
 )

@@ -43,6 +43,9 @@ LEADERSHIP_MS = 5_000
 WAITING_TTL_MS = 7 * 24 * 3600 * 1000
 #: How often the cache is looked through for what is too old or too much, in seconds.
 TRIM_SECONDS = 30.0
+#: How long the hot copy of what bulk work made stays at most, in milliseconds: longer than a slice begins rows after
+#: its look into the cache. Batches would fill Redis with them.
+BULK_HOT_MS = 75_000
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -263,10 +266,10 @@ class Ledger:
         pointing = [
             e.record for e in done if isinstance(e.record, Accepted) and e.record.id != e.record.generation
         ]
-        ttl = self._ttl_ms[Queue.INTERACTIVE.value]
         return {
             # The reaper looks for it at its deadline.
-            self._redis.keys(r.id).ptr(r.id): ttl + max(0, (r.deadline_ms or 0) - r.created_ms)
+            self._redis.keys(r.id).ptr(r.id): self._ttl_ms.get(r.queue, self._ttl_ms[Queue.INTERACTIVE.value])
+            + max(0, (r.deadline_ms or 0) - r.created_ms)
             for r in pointing
         }
 
@@ -297,11 +300,12 @@ class Ledger:
                     log=ends.logs[generation],
                 )
                 limits = self._limits
+                bulk = state.info.queue == Queue.BULK.value
                 await self._flights.warm(
                     fingerprint,
                     result,
                     owner=generation,
-                    ttl_ms=limits.hot_ms,
+                    ttl_ms=min(limits.hot_ms, BULK_HOT_MS) if bulk else limits.hot_ms,
                     largest=limits.hot_bytes,
                 )
             await self._flights.land(fingerprint, generation)

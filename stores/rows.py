@@ -235,17 +235,18 @@ def completion_of(row: Sequence[Any]) -> CompletionRow:
     generation = used = None
     if row[_GENERATION_AT] is not None:
         values = list(_generation_values(row))
-        values[_STATE_AT] = State(values[_STATE_AT])
+        values[_STATE_AT] = _STATES[values[_STATE_AT]]
         if values[_FAILURE_AT] is not None:
             values[_FAILURE_AT] = msgspec.convert(values[_FAILURE_AT], Failure)
         generation = GenerationRow(*values)
     if row[_USAGE_AT] is not None:
         used = UsageRow(Usage(*_token_values(row)), *_usage_values(row))
     own: list[Any] = [*_own_values(row), generation, used]
-    own[_STATUS_AT] = State(own[_STATUS_AT])
+    own[_STATUS_AT] = _STATES[own[_STATUS_AT]]
     return CompletionRow(*own)
 
 
+_STATES = {state.value: state for state in State}
 _NAMES = [column.name for column in SELECT_COMPLETIONS.selected_columns]
 _GENERATION_AT, _USAGE_AT = _NAMES.index("g_id"), _NAMES.index("u_completion_id")
 _STATE_AT = GenerationRow.__struct_fields__.index("state")

@@ -203,34 +203,6 @@ class Slices:
         with writing(self._engine) as connection:
             connection.execute(change.values(stopped=Stopped.ERRORS.value, errors=[dict(error)]))
 
-    def next(self, slice: Slice, sums: Sums, own: str, until_ms: int) -> tuple[bool, Slice | None]:
-        """As ``finish``, done; and in its place the batch's next slice that nobody had, where there is one."""
-        change = update(batch_slices).where(_s.batch_id == slice.batch, _s.first == bindparam("from_row"))
-        done = change.where(*_has(slice.token)).values(
-            {**msgspec.structs.asdict(sums), "state": SliceState.DONE.value, "until_ms": None}
-        )
-        sends = (_b.id == slice.batch, _b.status == BatchStatus.IN_PROGRESS.value, _b.stopped.is_(None))
-        ready = (
-            select(_s.first, _s.beyond, _s.provider)
-            .join_from(batch_slices, batches, _b.id == _s.batch_id)
-            .where(*sends, _s.batch_id == slice.batch, _s.state == SliceState.READY.value)
-            .where(_s.token.is_(None))
-            .order_by(_s.provider, _s.first)
-            .limit(1)
-            .with_for_update(of=batch_slices, skip_locked=True)
-        )
-        dealt = {"state": SliceState.DEALT.value, "token": own, "until_ms": until_ms}
-        with writing(self._engine) as connection:
-            if not connection.execute(done, {"from_row": slice.first}).rowcount:
-                return False, None
-            row = connection.execute(ready).first()
-            if row is None:
-                return True, None
-            values = {**dealt, "concurrency": min(slice.concurrency, row.beyond - row.first)}
-            connection.execute(change.values(values), {"from_row": row.first})
-        following = {"first": row.first, "beyond": row.beyond, "token": own}
-        return True, msgspec.structs.replace(slice, **following, concurrency=values["concurrency"])
-
     def finish(self, slice: Slice, state: SliceState, sums: Sums) -> bool:
         """Done, or ready for the next one; False where it is another's by now."""
         values: Mapping[str, Any] = {**msgspec.structs.asdict(sums), "state": state.value, "until_ms": None}

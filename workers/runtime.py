@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -79,6 +80,7 @@ class Runtime:
         self._ready.wait()
         if self._error is not None:
             raise self._error
+        gc.freeze()  # what is there now stays: a full collection need not look at it each time
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)

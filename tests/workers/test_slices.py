@@ -89,7 +89,7 @@ def test_what_is_cached_is_answered_and_equal_rows_share_one_call(each_stack: St
         outcomes = batch.outcomes()
         assert outcomes["miss"] == 40
         assert outcomes.get("join", 0) + outcomes.get("hit", 0) == 80
-        again = Watched(stack, put_batch(stack.engine, bodies, tenant=api.tenant))
+        again = Watched(stack, put_batch(stack.engine, bodies, tenant=api.tenant, slice_rows=3))
         row = again.over()
         assert (row.completed, row.failed, row.prompt_tokens) == (120, 0, 1200)
         assert again.outcomes() == {"hit": 120}

@@ -80,6 +80,14 @@ class Row:
             self.record(slice, resolved), generation=result.generation, cache="hit", created_ms=now_ms
         )
 
+    def taken(self, slice: Slice, now_ms: int, result: Result, age_ms: int) -> Accepted | None:
+        """As answered by what is cached, unless that is too old."""
+        return self.hit(slice, result, now_ms) if self.takes(age_ms) else None
+
+    def forget_body(self) -> None:
+        """It is not sent."""
+        self.asked = msgspec.structs.replace(self.asked, body=b"")
+
     def takes(self, age_ms: int) -> bool:
         """Whether an answer so old will do."""
         return self.policy.max_age is None or age_ms <= self.policy.max_age * 1000

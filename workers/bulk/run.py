@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from secrets import token_hex
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,7 +21,8 @@ from schemas.providers import Resolved
 from schemas.records import Record
 from schemas.request import parse_request
 from schemas.states import ENDED, Queue, State
-from stores.slices import RowEnd, Slice, Sums, sums_of
+from stores.answers import Take
+from stores.slices import RowAsked, RowEnd, Slice, Sums, sums_of
 from workers.bulk.budgets import NoRoom
 from workers.bulk.rows import Row, refused
 from workers.bulk.tools import FAILURE_PAUSE, Tools, persist
@@ -29,8 +31,8 @@ log = logging.getLogger("tailrace.batches")
 
 #: After so long no more rows are begun, in seconds: others have their turn.
 TURN = 60.0
-#: Slices that are taken without being dealt, one after the other, while all rows are answered by the cache.
-CHAIN = 10
+#: Slices that are answered at once without being dealt, and how often, while the cache answers all of their rows.
+PAGE, PAGES = 10, 10
 #: Between looks at rows that others have, that wait for their time, or that should be in the books by now, in seconds.
 LOOK_PAUSE = 0.5
 #: How long the books may take before a row is looked for in Redis again, and a cancel to have effect before it is asked
@@ -66,7 +68,7 @@ class SliceRun:
         self._lost = self._released = False
         self._pause_until = self._look_at = 0.0
         self._cached = False
-        self._more = CHAIN
+        self._more = PAGES
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -128,8 +130,9 @@ class SliceRun:
             await self._finish(SliceState.READY)
             return "released"
         if not self._open and not self._pending:
-            if self._cached and self._more:
-                return await self._next()
+            if self._cached and self._more and not self._stopped:
+                await self._go_ahead()
+                return None
             return "done" if await self._finish(SliceState.DONE) else "lost"
         now = self._loop.time()
         if self._stopped:
@@ -148,24 +151,26 @@ class SliceRun:
             await self._look(now)
         return None
 
-    async def _next(self) -> str | None:
-        """It is done, and cost its provider nothing: so is the batch's next one, maybe, in its place."""
-        what = f"{self.slice.batch}: rows from {self.slice.first} are done"
-        sums, own = sums_of(self._ends.values()), token_hex(8)
-
-        async def move() -> tuple[bool, Slice | None]:
-            until = await self._tools.redis.now_ms(0) + JOB_LEASE_MS
-            return await asyncio.to_thread(self._tools.table.next, self.slice, sums, own, until)
-
-        moved = await persist(move, what)
-        if moved is None or moved[1] is None:
-            return "done" if moved is not None and moved[0] else "lost"
+    async def _go_ahead(self) -> None:
+        """It cost its provider nothing, and so may the batch's next ones."""
         self._more -= 1
-        self.slice, self._ends, self._again = moved[1], {}, False
-        if await persist(self._read, f"{self.slice.batch}: its rows can't be read") is None:
-            return "unavailable"
+        what = f"{self.slice.batch}: rows can't be answered by the cache"
+        tools, slice = self._tools, self.slice
+
+        async def page() -> bool:
+            now_ms = await tools.redis.now_ms(0)
+
+            def judge(asked: RowAsked) -> Take | None:
+                row = Row(asked)
+                row.forget_body()
+                return partial(row.taken, slice, now_ms) if row.policy.reads else None
+
+            async with tools.answering:
+                return await asyncio.to_thread(tools.answers.ahead, slice, token_hex(8), PAGE, judge)
+
+        if not await persist(page, what):
+            self._more = 0
         self._changed.set()
-        return None
 
     async def _finish(self, state: SliceState) -> bool:
         sums: Sums = sums_of(self._ends.values())

@@ -24,6 +24,7 @@ from schemas.prices import Prices
 from schemas.providers import Providers
 from schemas.settings import Settings
 from stores.admission import Admission
+from stores.answers import Answers
 from stores.apikeys import ApiKeys
 from stores.books import Books
 from stores.cache import Cache, CacheLimits
@@ -75,6 +76,7 @@ class Slices:
             cache=cache,
             books=Books(engine),
             table=table,
+            answers=Answers(engine),
             ends=Ends(table),
             budgets=Budgets(
                 ApiKeys(engine),
@@ -83,6 +85,7 @@ class Slices:
             ),
             admission=Admission(redis, ledger_limit=settings.ledger_limit),
             streams=asyncio.Semaphore(STREAMS),
+            answering=asyncio.Lock(),
         )
         self._runs: set[SliceRun] = set()
         self._keeping: asyncio.Task[None] | None = None
@@ -140,17 +143,14 @@ class Slices:
         """Say what is this process's, and hear what isn't any more or is to stop."""
         failing = False
         while self._runs:
-            held = [(run, run.slice) for run in self._runs]
+            held = [*self._runs]
             try:
                 await self._tools.admission.look()
                 until = await self._tools.redis.now_ms(0) + JOB_LEASE_MS
                 now = asyncio.get_running_loop().time()
-                kept = await asyncio.to_thread(
-                    self._tools.table.keep, [_keep_of(run) for run, _ in held], until
-                )
-                for run, slice in held:
-                    if run.slice is slice:
-                        run.kept(now, stopped=kept.get((slice.batch, slice.first)))
+                kept = await asyncio.to_thread(self._tools.table.keep, [_keep_of(run) for run in held], until)
+                for run in held:
+                    run.kept(now, stopped=kept.get((run.slice.batch, run.slice.first)))
                 failing = False
             except (Unavailable, SQLAlchemyError) as error:
                 if not failing:

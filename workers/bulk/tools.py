@@ -15,6 +15,7 @@ from producers.sharing import Sharing
 from schemas.errors import ModelNotFound, Unavailable
 from schemas.providers import Resolved
 from stores.admission import Admission
+from stores.answers import Answers
 from stores.books import Books
 from stores.cache import Cache
 from stores.chunklog import ChunkLog
@@ -48,10 +49,13 @@ class Tools:
     cache: Cache
     books: Books
     table: Slices
+    answers: Answers
     ends: Ends
     budgets: Budgets
     admission: Admission
     streams: asyncio.Semaphore
+    #: Pages that the cache answers are written one after the other.
+    answering: asyncio.Lock
 
     async def resolve(self, model: str) -> Resolved:
         try:
