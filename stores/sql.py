@@ -195,7 +195,7 @@ def _open_sqlite(connection: DBAPIConnection, _record: object) -> None:
     _use_wal(cursor)
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute("PRAGMA foreign_keys = ON")
-    # In KiB, negative. With its own 2 MiB, looking for fingerprints among 100,000 results reads the file again and again.
+    # In KiB, negative. With its own 2 MiB, looking for fingerprints among 100,000 results reads the file each time.
     cursor.execute("PRAGMA cache_size = -8192")
     cursor.close()
 
