@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +182,28 @@ def test_workers_that_are_missing(patient: Stack, settings: dict[str, str]) -> N
     healthy(settings)
 
 
-def test_dead_letters_and_another_try(patient: Stack, settings: dict[str, str]) -> None:
-    """A record that SQL refuses is reported until it is tried again with success."""
+@pytest.fixture
+def refused(patient: Stack) -> Iterator[Callable[[], None]]:
+    """The books refuse completions of `fake-b`, until it is called."""
     with writing(patient.engine) as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER refuse BEFORE INSERT ON completions WHEN NEW.model = 'fake-b' "
             "BEGIN SELECT RAISE(ABORT, 'not that one'); END"
         )
+
+    def mend() -> None:
+        with writing(patient.engine) as connection:
+            connection.exec_driver_sql("DROP TRIGGER IF EXISTS refuse")
+
+    yield mend
+    mend()
+    patient.redis.delete(KEYS.dead)
+
+
+def test_dead_letters_and_another_try(
+    patient: Stack, settings: dict[str, str], refused: Callable[[], None]
+) -> None:
+    """A record that SQL refuses is reported until it is tried again with success."""
     with patient.api() as api:
         answer = api.plain("hi", model="fake-b")
         assert answer.status_code == 200, answer.text
@@ -196,8 +211,7 @@ def test_dead_letters_and_another_try(patient: Stack, settings: dict[str, str]) 
         wait_until(lambda: patient.redis.xlen(KEYS.dead) > 0, what="dead letter")
         wait_until(lambda: not patient.redis.xlen(KEYS.ledger), what="empty ledger")
         diagnosed(settings, "dead letters", "fail", "--retry-dead")
-        with writing(patient.engine) as connection:
-            connection.exec_driver_sql("DROP TRIGGER refuse")
+        refused()
         done = run("doctor", "--retry-dead", settings=settings)
         assert (done.returncode, done.stdout) == (0, "1 records are on the ledger again\n")
         row = patient.settled(completion_id)[0]
@@ -257,14 +271,17 @@ def test_a_stack_of_this_machine(settings: dict[str, str], tmp_path: Path, patie
     healthy(settings)  # what the environment names is another thing
 
 
-def test_an_open_circuit(patient: Stack, settings: dict[str, str]) -> None:
-    """Which provider workers don't ask, and why; a failure or two are nothing to tell of."""
-    key = KEYS.circuit("fake")
+def test_an_open_circuit(patient: Stack, settings: dict[str, str], tmp_path: Path) -> None:
+    """Which provider workers don't ask, and why; a failure or two are nothing to tell of. These workers ask others."""
+    url = patient.backend.url
+    file = write_providers(tmp_path / "some.toml", {"fake": {"base_url": url}, "idle": {"base_url": url}})
+    settings = {**settings, "PROVIDERS": str(file)}
+    key = KEYS.circuit("idle")
     now = int(time.time() * 1000)
     try:
         patient.redis.hset(key, mapping={"failures": 1, "reason": "provider_unreachable: no route"})
         healthy(settings)
         patient.redis.hset(key, mapping={"failures": 7, "since": now - 300_000, "until": now + 60_000})
-        diagnosed(settings, "circuit fake", "fail", "5 min", "7 calls", "no route")
+        diagnosed(settings, "circuit idle", "fail", "5 min", "7 calls", "no route")
     finally:
         patient.redis.delete(key)
