@@ -59,7 +59,7 @@ def test_work_that_waits_for_a_permit_goes_first(stack: Stack) -> None:
         answer = api.plain(**bodies[-1])
         assert answer.headers["x-cache"] == "join"
         stack.settled(running, *ids, answer.headers["x-completion-id"])
-    contents = [call.body["messages"][-1]["content"] for call in stack.backend.completions]
+    contents = [call.prompt for call in stack.backend.completions]
     asked = [content for content in contents if content.startswith(api.tenant)]
     assert asked[0] == f"{api.tenant} 9"
     assert sorted(asked) == sorted(f"{api.tenant} {n}" for n in range(10))

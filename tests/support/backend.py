@@ -59,6 +59,12 @@ class Received:
             return None
 
     @property
+    def prompt(self) -> str:
+        """The last message's text; of one that has parts nothing."""
+        content = self.body["messages"][-1]["content"] if self.body else None
+        return content if isinstance(content, str) else ""
+
+    @property
     def is_completion(self) -> bool:
         return self.path.endswith("/chat/completions")
 

@@ -68,7 +68,7 @@ def rows(count: int, **order: Any) -> list[dict[str, Any]]:
 
 def asked(stack: Stack, api_rows: Callable[[str], bool]) -> list[str]:
     """What the model was asked, of the rows that are meant."""
-    texts = [received.body["messages"][-1]["content"] for received in stack.backend.completions]
+    texts = [received.prompt for received in stack.backend.completions]
     return [text for text in texts if api_rows(text)]
 
 

@@ -159,7 +159,7 @@ def test_each_row_once_whoever_is_killed(tmp_path: Path, stack: Stack) -> None:
 
     calls: defaultdict[str, list[Received]] = defaultdict(list)
     for call in stack.backend.completions:
-        calls[call.body["messages"][-1]["content"]].append(call)
+        calls[call.prompt].append(call)
     assert set(calls) == {f"row {n}" for n in range(ROWS)}
     again = {row: made for row, made in calls.items() if len(made) > 1}
     wrong = {row: made for row, made in again.items() if unexplained(made, worker_kills)}

@@ -88,7 +88,7 @@ def test_bulk_leaves_interactive_work_its_share(limited: Stack) -> None:
         bulk = [submitted(limited, asking(f"bulk {n}", model="shared:fake", fake=fake)) for n in range(4)]
         limited.backend.wait_for(2)
         assert api.plain("now", model="shared:fake").status_code == 200
-        asked = [call.body["messages"][-1]["content"] for call in limited.backend.completions]
+        asked = [call.prompt for call in limited.backend.completions]
         assert asked.index("now") == 2
         rows = limited.settled(*bulk)
     assert {row.status.value for row in rows} == {"completed"}

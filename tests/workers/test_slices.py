@@ -14,7 +14,7 @@ from tests.support.valkey import wait_until
 
 def sent(stack: Stack, prefix: str) -> Counter[str]:
     """What a test's own rows asked the provider, how often."""
-    asked = [call.body["messages"][-1]["content"] for call in stack.backend.completions]
+    asked = [call.prompt for call in stack.backend.completions]
     return Counter(content for content in asked if content.startswith(prefix))
 
 
@@ -73,7 +73,7 @@ def test_no_more_rows_at_once_than_the_batch_may_have(stack: Stack) -> None:
     bodies = [asking(f"few {n}", fake={"chunks": 4, "interval_ms": 10}) for n in range(120)]
     batch = put_batch(stack.engine, bodies, tenant=stack.tenant(), max_concurrency=7, slice_rows=30)
     Watched(stack, batch).dealt_out()
-    calls = [c for c in stack.backend.completions if c.body["messages"][-1]["content"].startswith("few ")]
+    calls = [c for c in stack.backend.completions if c.prompt.startswith("few ")]
     assert 2 <= most_at_once(calls) <= 7
     assert sent(stack, "few ").total() == 120
 
@@ -205,7 +205,7 @@ def test_tenants_that_share_a_provider_have_equal_shares_of_it(stack: Stack) -> 
         max_concurrency=12, slice_rows=20,
     )  # fmt: skip
     Watched(stack, small).dealt_out()
-    asked = [call.body["messages"][-1]["content"] for call in stack.backend.completions]
+    asked = [call.prompt for call in stack.backend.completions]
     first = next(n for n, content in enumerate(asked) if content.startswith("small"))
     last = max(n for n, content in enumerate(asked) if content.startswith("small"))
     others = sum(content.startswith("large") for content in asked[first : last + 1])

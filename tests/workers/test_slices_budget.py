@@ -22,7 +22,7 @@ def rows(name: str, count: int, **more: object) -> list[dict[str, object]]:
 
 
 def sent(stack: Stack, prefix: str) -> Counter[str]:
-    asked = [call.body["messages"][-1]["content"] for call in stack.backend.completions]
+    asked = [call.prompt for call in stack.backend.completions]
     return Counter(content for content in asked if content.startswith(prefix))
 
 

@@ -35,7 +35,7 @@ def stack() -> Iterator[Stack]:
 
 
 def sent(stack: Stack) -> Counter[str]:
-    return Counter(call.body["messages"][-1]["content"] for call in stack.backend.completions)
+    return Counter(call.prompt for call in stack.backend.completions)
 
 
 def leader(stack: Stack) -> Part:

@@ -38,7 +38,7 @@ def test_tenants_share_a_providers_limit(stack: Stack) -> None:
     small = put(stack, "small", 300)
     assert small.over().completed == 300
     calls = stack.backend.completions
-    asked = [call.body["messages"][-1]["content"].split()[0] for call in calls]
+    asked = [call.prompt.split()[0] for call in calls]
     first = asked.index("small")
     last = len(asked) - 1 - asked[::-1].index("small")
     others = asked[first : last + 1].count("large")
