@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 import redis
@@ -26,10 +27,11 @@ def key(**limits: int) -> ApiKey:
 
 
 @pytest.fixture
-def books(sqlite_url: str) -> Books:
+def books(sqlite_url: str) -> Iterator[Books]:
     engine = make_engine(sqlite_url)
     migrate(engine)
-    return Books(engine)
+    yield Books(engine)
+    engine.dispose()
 
 
 def book(books: Books, completion: str, cost: int, created_ms: int | None = None) -> None:
