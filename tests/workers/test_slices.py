@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
+from stores.slices import Slice
 from tests.support.api import asking
 from tests.support.batches import Watched, put_batch
 from tests.support.calls import most_at_once
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
+from workers.bulk.run import SliceRun
 
 
 def sent(stack: Stack, prefix: str) -> Counter[str]:
@@ -66,6 +69,16 @@ def test_files_have_each_row_once_in_the_order_of_the_input(each_stack: Stack) -
         (group,) = failures["data"]
         assert (group["code"], group["status"], group["count"]) == ("no_good", 400, 46)
         assert group["example"]["custom_id"] == "row-3"
+
+
+async def test_a_slice_whose_rows_are_not_read_yet_needs_all_of_its_part() -> None:
+    """Else what it says of itself meanwhile would be dealt to others."""
+
+    async def nobody(_: SliceRun) -> None: ...
+
+    tools: Any = None
+    slice = Slice("batch_1", 0, 30, "mine", 7, "acme", "key_1", False)
+    assert SliceRun(tools, slice, again=False, on_idle=nobody).concurrency == 7
 
 
 def test_no_more_rows_at_once_than_the_batch_may_have(stack: Stack) -> None:

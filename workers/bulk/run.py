@@ -67,7 +67,7 @@ class SliceRun:
         self._stopped = slice.stopped
         self._lost = self._released = False
         self._pause_until = self._look_at = 0.0
-        self._cached = False
+        self._cached = self._is_read = False
         self._more = PAGES
 
     @property
@@ -78,8 +78,8 @@ class SliceRun:
 
     @property
     def concurrency(self) -> int:
-        """What it needs of the batch's: all of its own while there is something to begin."""
-        if self._pending and not self._stopped:
+        """What it needs of the batch's: all of its own while there is something to begin, or may be."""
+        if not self._is_read or (self._pending and not self._stopped):
             return self.slice.concurrency
         return min(self.slice.concurrency, len(self._tasks))
 
@@ -199,6 +199,7 @@ class SliceRun:
         if not self._stopped:
             self._pending.extend(await self._answer(fresh))
             self._cached = self._cached and not self._pending
+        self._is_read = True
         return True
 
     async def _left(self, rows: Sequence[Row]) -> list[Row]:
