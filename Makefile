@@ -27,7 +27,7 @@ up: setup  ## the whole stack, with a local model, until Ctrl-C
 test: setup  ## every test that needs no system package; ARGS="-k resume" narrows it, JOBS=0 takes one process
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-system: setup  ## the tests that need Chromium, redis-server and rabbitmq-server
+test-system: setup  ## the tests that need Chromium, redis-server, rabbitmq-server and tmux
 	@$(BIN)/python -m pytest -m system $(ARGS)
 
 lint: setup  ## ruff, and the direction of imports

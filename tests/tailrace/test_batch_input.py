@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,8 @@ def test_a_cell_of_csv_may_have_messages_as_json(tmp_path: Path) -> None:
 
 
 def test_parquet_by_its_library(tmp_path: Path) -> None:
-    pyarrow: Any = pytest.importorskip("pyarrow")
-    parquet: Any = pytest.importorskip("pyarrow.parquet")
+    pyarrow: Any = import_module("pyarrow")
+    parquet: Any = import_module("pyarrow.parquet")
     when = date(2026, 1, 31)
     table = pyarrow.table(
         {"id": [1, None], "messages": [MESSAGES, MESSAGES], "day": [when, when], "raw": [b"ab", None]}
@@ -149,7 +150,6 @@ def test_parquet_by_its_library(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_parquet_is_one_error(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     with pytest.raises(TailraceError, match="can't be read as Parquet"):
         list(read(file(tmp_path, "hello", "in.parquet")))
 

@@ -8,7 +8,6 @@ import pty
 import re
 import select
 import shlex
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -87,7 +86,7 @@ class Screen:
         raise TimeoutError(f"no {pattern} in {self._sent.decode(errors='replace')[-3000:]}")
 
 
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+@pytest.mark.system
 def test_a_bar_in_tmux_fits_the_window_and_leaves_it_clean(batch: Batch, stack: Stack) -> None:
     """Narrow and wide; what stays on the screen is the end, and no remains of the bar."""
     batch.write(marked("windows", 6, interval_ms=1500))
