@@ -45,7 +45,7 @@ chaos: setup  ## faults for ten minutes under load, then the count; ARGS="--seco
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: setup  ## resolve requirements.lock anew; ARGS=--upgrade takes newer versions
-	@$(BIN)/uv pip compile pyproject.toml --extra local-model --extra s3 --extra parquet --group dev \
+	@$(BIN)/uv pip compile pyproject.toml --extra local-model --extra s3 --extra parquet --extra eval --group dev \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock $(ARGS)
 
