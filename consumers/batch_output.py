@@ -1,4 +1,5 @@
-"""The rows of a batch that have ended, as the lines of its files: OpenAI's shape, and a row's fingerprint beside it.
+"""The rows of a batch that have ended, as the lines of its files: OpenAI's shape, beside it a row's fingerprint and what
+its usage record says.
 
 It blocks, and holds one page of rows. A row costs some tens of microseconds, so that cached ones by the hundred
 thousand are written in seconds: text is folded in runs and not chunk by chunk.
@@ -23,6 +24,7 @@ from schemas.records import StoredLog
 from schemas.states import State
 from stores.batch_ends import PAGE, BatchEnds, RowOver
 from stores.batches import BatchRow
+from stores.rows import CompletionRow
 
 Kind = Literal["output", "error"]
 
@@ -214,5 +216,32 @@ def _framed(row: RowOver, digits: str, response: Any, error: Any) -> bytes:
         "response": response,
         "error": error,
         "fingerprint": row.fingerprint,
+        "record": record_of(row.completion),
     }
     return dumps(line) + b"\n"
+
+
+def record_of(completion: CompletionRow | None) -> dict[str, Any] | None:
+    """What the row used: tokens, nano-dollars as text, times in milliseconds. None where it has no record."""
+    if completion is None or completion.usage is None:
+        return None
+    used = completion.usage
+    return {
+        "cache": completion.cache,
+        "prompt_tokens": used.tokens.prompt_tokens,
+        "completion_tokens": used.tokens.completion_tokens,
+        "reasoning_tokens": used.tokens.reasoning_tokens,
+        "cached_tokens": used.tokens.cached_tokens,
+        "estimated": used.tokens.estimated,
+        "cost_nano": _nano(used.cost_nano),
+        "saved_nano": _nano(used.saved_nano),
+        "attempts": used.attempts,
+        "queue_ms": used.queue_ms,
+        "first_chunk_ms": used.first_chunk_ms,
+        "duration_ms": used.duration_ms,
+    }
+
+
+def _nano(nano: int | None) -> str | None:
+    """Larger ones than JavaScript's integers have their digits, too."""
+    return None if nano is None else str(nano)

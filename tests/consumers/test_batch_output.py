@@ -107,6 +107,36 @@ def test_what_the_provider_refused_has_its_status() -> None:
     }
 
 
+def test_a_line_says_what_the_row_used() -> None:
+    """Cost and times are those of the usage record, whether the row was answered or not; money is text."""
+    used = msgspec.structs.replace(USED, cost_nano=2**60, saved_nano=None, attempts=2)
+    told = {
+        "cache": "bypass",
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "reasoning_tokens": 0,
+        "cached_tokens": 0,
+        "estimated": False,
+        "cost_nano": "1152921504606846976",
+        "saved_nano": None,
+        "attempts": 2,
+        "queue_ms": 1,
+        "first_chunk_ms": 2,
+        "duration_ms": 1_000,
+    }
+    answered = msgspec.structs.replace(COMPLETION, usage=used)
+    refused = msgspec.structs.replace(failed(Failure("too_long", "No.")), usage=used)
+    log = stored([{"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}])
+    log = StoredLog(log.head, log.items, 0, 3)
+    for over in (row(answered, log=log), row(refused)):
+        line = line_of(over, None, over=True)
+        assert line is not None
+        assert json.loads(line.text)["record"] == told
+    never_sent = line_of(row(None), "cancelled", over=True)
+    assert never_sent is not None
+    assert json.loads(never_sent.text)["record"] is None
+
+
 def test_a_row_that_has_no_end_has_no_line_while_the_batch_runs() -> None:
     queued = msgspec.structs.replace(COMPLETION, status=State.QUEUED, generation=None, usage=None)
     assert line_of(row(queued), None, over=False) is None
