@@ -1,5 +1,5 @@
-"""The rows of a batch that have ended, as the lines of its files: OpenAI's shape, beside it a row's fingerprint and what
-its usage record says.
+"""The rows of a batch that have ended, as the lines of its files: OpenAI's shape, beside it a row's fingerprint and
+what its usage record says.
 
 It blocks, and holds one page of rows. A row costs some tens of microseconds, so that cached ones by the hundred
 thousand are written in seconds: text is folded in runs and not chunk by chunk.

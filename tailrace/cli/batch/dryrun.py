@@ -15,7 +15,8 @@ import msgspec
 
 import tailrace
 from tailrace import connection
-from tailrace.cli.batch import job, server
+from tailrace.cli import server
+from tailrace.cli.batch import job
 from tailrace.cli.batch.plan import Input, Plan, plan
 from tailrace.cli.batch.progress import money, span
 from tailrace.cli.batch.state import State, beside

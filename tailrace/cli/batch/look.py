@@ -17,7 +17,8 @@ import typer
 
 import tailrace
 from tailrace.batches import ENDED, Batch
-from tailrace.cli.batch import job, server
+from tailrace.cli import server
+from tailrace.cli.batch import job
 from tailrace.cli.batch.lines import Written, merge
 from tailrace.cli.batch.progress import cost_of, errors_of, money, rows
 from tailrace.cli.batch.state import State, beside

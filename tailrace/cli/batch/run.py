@@ -11,7 +11,8 @@ import typer
 
 import tailrace
 from tailrace.batches import WINDOW
-from tailrace.cli.batch import dryrun, job, server
+from tailrace.cli import server
+from tailrace.cli.batch import dryrun, job
 from tailrace.cli.batch.options import (
     InputFile,
     Limit,

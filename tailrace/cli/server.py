@@ -1,4 +1,4 @@
-"""Which server a command of batches speaks to: the one that is configured, or a stack for its own duration."""
+"""Which server a long command speaks to: the one that is configured, or a stack for its own duration."""
 
 from __future__ import annotations
 
