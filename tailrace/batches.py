@@ -33,6 +33,8 @@ PATIENCE = 600.0
 
 #: Statuses after which a batch stays as it is.
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+#: Codes of rows that nobody was asked about, as the batch ended first.
+UNSENT = frozenset({"batch_expired", "batch_cancelled", "batch_stopped"})
 
 
 class Files:

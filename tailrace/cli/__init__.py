@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import tailrace
-from tailrace.cli import batch, cache, cancel, demo, doctor, keys, migrate, prune, tail, up, usage
+from tailrace.cli import batch, cache, cancel, demo, doctor, evaluate, keys, migrate, prune, tail, up, usage
 from tailrace.cli.output import close_output, warn
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("migrate")(migrate.migrate)
 app.command("prune")(prune.prune)
 app.command("doctor")(doctor.doctor)
 app.add_typer(batch.app, name="batch")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(keys.app, name="keys")
 app.add_typer(cache.app, name="cache")
 

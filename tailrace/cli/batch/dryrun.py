@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,12 +69,12 @@ async def _ask(client: tailrace.Client, made: Plan, spool: BinaryIO) -> dict[str
     if found["cost"] is not None:
         found["cost"] = str(round(int(found["cost"]) * part))
     model = made.first.body.get("model") if made.first else None
-    rate = await _rate(client, model)
+    rate = await rows_per_second(client, model)
     found["seconds"] = None if rate is None else round((made.pending - found["cached"]) / rate, 1)
     return found
 
 
-async def _rate(client: tailrace.Client, model: str | None) -> float | None:
+async def rows_per_second(client: tailrace.Client, model: str | None) -> float | None:
     """Rows per second of the newest batch of the same model that has its end."""
     async with aclosing(client.batches.list(limit=LOOKED_AT)) as batches:
         async for batch in batches:
@@ -85,21 +85,25 @@ async def _rate(client: tailrace.Client, model: str | None) -> float | None:
 
 
 def _here(made: Plan, spool: BinaryIO, home: Path | None) -> dict[str, Any]:
-    """Without a server: tokens by their usual length, and prices where a providers.toml is found."""
+    spool.seek(0)
+    bodies = (msgspec.json.decode(line)["body"] for line in spool)
+    return estimate_here(bodies, home, made.pending / min(made.pending, SAMPLE))
+
+
+def estimate_here(bodies: Iterable[dict[str, Any]], home: Path | None, part: float = 1.0) -> dict[str, Any]:
+    """What requests come to, without a server: tokens by their usual length, and prices where a providers.toml is
+    found. ``part``: of how many requests each of these is one."""
     from schemas.estimate import estimate
     from schemas.records import Usage
 
     cost = _prices(home)
     prompt = answer = nano = 0
     known = True
-    spool.seek(0)
-    for line in spool:
-        body = msgspec.json.decode(line)["body"]
+    for body in bodies:
         tokens = estimate(body)
         prompt, answer = prompt + tokens[0], answer + tokens[1]
         price = cost(body["model"], Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1]))
         known, nano = known and price is not None, nano + (price or 0)
-    part = made.pending / min(made.pending, SAMPLE)
     return {
         "cached": None,
         "prompt_tokens": round(prompt * part),

@@ -12,14 +12,13 @@ from typing import BinaryIO
 import msgspec
 
 from tailrace.atomic import replacing
+from tailrace.batches import UNSENT
 from tailrace.cli.batch.state import State
 from tailrace.errors import TailraceError
 
 #: Where a line is: in the output and in the error file that are there; or among what was just fetched, by how its row
 #: ended. ``NEVER`` was not sent, as its batch ended before.
 OUTPUT, ERRORS, ANSWERED, FAILED, NEVER = range(5)
-#: Codes of rows that nobody was asked about, as the batch ended first.
-_UNSENT = frozenset({"batch_expired", "batch_cancelled", "batch_stopped"})
 #: In place of a digest where only the custom_id counts.
 ANY = b""
 #: Of the file that is put aside when lines of it belong to no row any more.
@@ -52,7 +51,7 @@ class _Line(msgspec.Struct):
         """Of what is fetched."""
         if self.answered:
             return ANSWERED
-        never = self.response is None and self.error is not None and self.error.code in _UNSENT
+        never = self.response is None and self.error is not None and self.error.code in UNSENT
         return NEVER if never else FAILED
 
 

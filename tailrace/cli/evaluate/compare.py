@@ -1,0 +1,64 @@
+"""``tailrace eval compare``: two runs on the items that both have."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailrace.cli.evaluate.options import Runs
+from tailrace.cli.options import Json
+from tailrace.errors import TailraceError
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="RUN_A", help="The run to compare with.")],
+    b: Annotated[str, typer.Argument(metavar="RUN_B", help="The run that may be better or worse.")],
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", metavar="NAME", help="By this one (default: the first of both).")
+    ] = None,
+    changes: Annotated[
+        int, typer.Option("--changes", metavar="N", min=0, help="Changed items that are shown of each model.")
+    ] = 20,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Compare two runs item by item: who won where, regressions first."""
+    import msgspec
+    import rich.console
+
+    from tailrace.evaluation import comparison, outputs, terminal
+    from tailrace.evaluation import folder as folders
+
+    first, second = folders.find(runs, a), folders.find(runs, b)
+    name = _scorer(first, second, scorer)
+    found = comparison.compare_runs(outputs.samples_of(first), outputs.samples_of(second), name)
+    if as_json:
+        told = {"a": first.manifest.id, "b": second.manifest.id, "scorer": name}
+        print(json.dumps(told | msgspec.to_builtins(found, str_keys=True)))
+        return
+    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+    terminal.comparison(found, console, names=(first.manifest.id, second.manifest.id), most=changes)
+
+
+def _scorer(first: object, second: object, asked: str | None) -> str:
+    """Raises TailraceError where the runs have none in common."""
+    from tailrace.evaluation.folder import Folder
+    from tailrace.evaluation.outputs import read_summary
+
+    names: list[list[str]] = []
+    for folder in (first, second):
+        assert isinstance(folder, Folder)
+        summary = read_summary(folder.path)
+        if summary is None:
+            raise TailraceError(f"{folder.manifest.id} has no results yet")
+        names.append(summary.run.scorers)
+    both = [name for name in names[0] if name in names[1]]
+    if asked is not None and asked not in both:
+        raise TailraceError(f"--scorer: not both runs have {asked!r}; they have {', '.join(both) or 'none'}")
+    if not both:
+        raise TailraceError("the runs have no scorer in common: see `tailrace eval rescore`")
+    return asked or both[0]

@@ -1,0 +1,127 @@
+"""Answers as samples with scores: by the scorers that look at a text, and by what judges have said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tailrace.errors import TailraceError
+from tailrace.evaluation import outcomes, requests, scorers, suite
+from tailrace.evaluation.prompts import Prompts
+from tailrace.evaluation.scorers.judge import Judge
+from tailrace.evaluation.scorers.refusals import is_refusal
+from tailrace.evaluation.shapes import Answer, Arm, Item, Outcome, Sample, Score
+
+
+class Cell(NamedTuple):
+    """One request of a run."""
+
+    arm: Arm
+    item: Item
+    sample: int
+
+
+class Asking:
+    """What a suite asks of its items: arms, cells and the messages of each."""
+
+    def __init__(self, what: suite.Suite, items: Sequence[Item]) -> None:
+        self.arms = requests.arms(what)
+        self.items = items
+        self.samples = what.samples
+        prompts = {prompt.name: Prompts(prompt) for prompt in what.prompts}
+        self._messages = {
+            (name, item.id): prompt.messages(item) for name, prompt in prompts.items() for item in items
+        }
+
+    def cells(self, arm: Arm) -> dict[str, Cell]:
+        """By custom_id, all samples of an item behind one another."""
+        return {
+            f"{item.id}/{sample}": Cell(arm, item, sample)
+            for item in self.items
+            for sample in range(self.samples)
+        }
+
+    def messages(self, cell: Cell) -> list[dict[str, Any]]:
+        return self._messages[cell.arm.prompt.name, cell.item.id]
+
+    def row(self, cell: Cell, *, fresh: bool = False) -> dict[str, Any]:
+        return requests.row(cell.arm, cell.item, cell.sample, self.messages(cell), fresh=fresh)
+
+
+class Grader:
+    """The scorers of a suite; ``folder`` is where its file is. Raises TailraceError where one of them can't work.
+    ``close`` ends what they have started."""
+
+    def __init__(self, specs: Iterable[suite.Scorer], folder: Path, asking: Asking) -> None:
+        self._asking = asking
+        self.labels: list[str] = []
+        self.judges: dict[str, Judge] = {}
+        self._scorers: list[scorers.Scorer] = []
+        try:
+            for spec in specs:
+                scorers.check_items(spec, asking.items)
+                self.labels.append(spec.label)
+                if isinstance(spec, suite.Judge):
+                    self.judges[spec.label] = Judge(spec)
+                else:
+                    self._scorers.append(scorers.make(spec, folder))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for scorer in self._scorers:
+            scorer.close()
+
+    def samples(self, lines: Iterable[tuple[Cell, dict[str, Any] | None]]) -> list[Sample]:
+        """Lines of a batch (None: none yet) as samples, with the scores of all but judges. It blocks."""
+        asked = list(lines)
+        found = [
+            outcomes.sample_of(cell.arm, cell.item, cell.sample, line, is_refusal) for cell, line in asked
+        ]
+        texts = [n for n, sample in enumerate(found) if sample.text is not None and _has_answer(sample)]
+        answers = [self.answer(asked[n][0], found[n]) for n in texts]
+        scores: list[dict[str, Score]] = [{} for _ in texts]
+        for scorer in self._scorers:
+            for mine, score in zip(scores, scorer.score(answers), strict=True):
+                mine[scorer.label] = score
+        for n, mine in zip(texts, scores, strict=True):
+            found[n] = msgspec.structs.replace(found[n], scores=mine)
+        return found
+
+    def answer(self, cell: Cell, sample: Sample) -> Answer:
+        return Answer(cell.item, sample.text or "", self._asking.messages(cell))
+
+
+def judged(judge: Judge, line: dict[str, Any] | None) -> Score | None:
+    """What a line of a judge's batch says; None where there is none yet."""
+    if line is None:
+        return None
+    response = line.get("response") or {}
+    body: dict[str, Any] = response.get("body") or {}
+    if response.get("status_code") != 200:
+        error: dict[str, Any] = line.get("error") or body.get("error") or {}
+        return Score(None, error=f"the judge gave no answer: {error.get('message') or error.get('code')}")
+    choices: list[dict[str, Any]] = body.get("choices") or []
+    message: dict[str, Any] = (choices[0].get("message") or {}) if choices else {}
+    return judge.verdict(str(message.get("content") or ""))
+
+
+def with_score(sample: Sample, scorer: str, score: Score) -> Sample:
+    return msgspec.structs.replace(sample, scores={**sample.scores, scorer: score})
+
+
+def _has_answer(sample: Sample) -> bool:
+    return sample.outcome not in (Outcome.ERROR, Outcome.MISSING)
+
+
+def pick(specs: Sequence[suite.Scorer], names: Sequence[str]) -> list[suite.Scorer]:
+    """Those of a suite that are named. Raises TailraceError."""
+    by_label = {spec.label: spec for spec in specs}
+    missing = [name for name in names if name not in by_label]
+    if missing:
+        raise TailraceError(f"the suite has no scorer {missing[0]!r}: it has {', '.join(by_label)}")
+    return [by_label[name] for name in names]

@@ -1,0 +1,343 @@
+"""A run, from its folder to its report, by as many commands as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, Self
+
+import msgspec
+
+import tailrace
+from tailrace.errors import TailraceError
+from tailrace.evaluation import dataset, lines, loading, outcomes, outputs, requests
+from tailrace.evaluation.fanout import NANO, Fanout, Work
+from tailrace.evaluation.figures import Figures
+from tailrace.evaluation.folder import ITEMS, Folder, Status, every
+from tailrace.evaluation.grading import Asking, Cell, Grader, judged, with_score
+from tailrace.evaluation.lines import Lines
+from tailrace.evaluation.scorers.refusals import is_refusal
+from tailrace.evaluation.shapes import Outcome, Record, Sample, Score
+from tailrace.evaluation.summarise import JudgeUse
+
+#: Earlier runs that are looked through for answers to the same requests.
+REUSED_RUNS = 20
+
+
+class Observer(Protocol):
+    """Who shows how a run is going."""
+
+    def begin(self, works: list[Work]) -> None:
+        """These are worked on from now."""
+
+    def batch(self, work: Work, now: dict[str, Any]) -> None:
+        """How the batch of one of them is doing."""
+
+    def scores(self, work: Work, means: Mapping[str, float]) -> None:
+        """Running scores of an arm, by scorer."""
+
+    def told(self, line: str) -> None: ...
+
+
+class Run:
+    """What a run's folder asks for, ready to be worked on. Raises TailraceError where a template, a scorer or a target
+    can't be right: all of that is found before anything is asked."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        manifest = folder.manifest
+        self.suite = loading.restore(manifest.suite)
+        self.items = dataset.read_written(folder.path / ITEMS)
+        self.asking = Asking(self.suite, self.items)
+        self.grader = Grader(self.suite.scorers, Path(manifest.source).parent, self.asking)
+        self.cells: dict[str, dict[str, Cell]] = {}
+        self.works = [self._work(n) for n in range(len(self.asking.arms))]
+        self._samples: dict[str, dict[str, Sample]] = {work.name: {} for work in self.works}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.grader.close()
+
+    def _work(self, n: int) -> Work:
+        """An arm's rows. The concurrency is shared out evenly."""
+        arm, arms = self.asking.arms[n], len(self.asking.arms)
+        name = requests.file_name(arm.key)
+        cells = self.cells[name] = self.asking.cells(arm)
+        fresh = self.folder.manifest.fresh
+
+        def row(id: str) -> dict[str, Any]:
+            return self.asking.row(cells[id], fresh=fresh)
+
+        most = self.suite.max_concurrency
+        return Work(
+            name=name,
+            label=arm.key,
+            lines=Lines(self.folder.answers(name)),
+            asked={id: requests.digest(row(id)) for id in cells},
+            row=row,
+            concurrency=max(1, most // arms + (n < most % arms)),
+        )
+
+    # -------------------------------------------------------------------------------------------- before it is asked
+
+    def reuse(self, runs: Path) -> dict[str, int]:
+        """Take answers to the very same requests, on the same server, from earlier runs of the suite: run → count."""
+        manifest = self.folder.manifest
+        wanted = {(work.asked[id], work.name, id): work for work in self.works for id in work.pending()}
+        by_request: dict[str, list[tuple[Work, str]]] = {}
+        for (asked, _, id), work in wanted.items():
+            by_request.setdefault(asked, []).append((work, id))
+        taken: dict[str, int] = {}
+        earlier = (
+            other
+            for other in every(runs)
+            if other.manifest.id != manifest.id
+            and other.manifest.name == manifest.name
+            and other.manifest.server == manifest.server
+        )
+        for other, _ in zip(earlier, range(REUSED_RUNS), strict=False):
+            if not by_request:
+                break
+            found: dict[str, list[tuple[str, bytes]]] = {}
+            for path in sorted((other.path / "answers").glob("*.jsonl")):
+                for asked, line in Lines(path).by_request():
+                    for work, id in by_request.pop(asked, ()):
+                        found.setdefault(work.name, []).append((id, _taken(line, id, other.manifest.id)))
+            for work in self.works:
+                if found.get(work.name):
+                    work.lines.merge(found[work.name], work.asked)
+            count = sum(map(len, found.values()))
+            if count:
+                taken[other.manifest.id] = count
+        return taken
+
+    # --------------------------------------------------------------------------------------------------------- asked
+
+    async def ask(
+        self, client: tailrace.Client, observer: Observer, *, budget: float | None = None
+    ) -> Status:
+        """Ask for what has no answer, have it judged, and write the results; how the run stands then.
+
+        ``budget`` (dollars) is in place of the suite's. Raises TailraceError. Cancelled, what is under way goes on, and
+        the same call goes on with it later.
+        """
+        manifest = self.folder.manifest
+        manifest.status, manifest.reason, manifest.ended = "running", None, None
+        self.folder.save()
+        started, before = time.monotonic(), manifest.seconds
+        budget = self.suite.budget if budget is None else budget
+        watcher = _Watcher(self, observer)
+        fanout = Fanout(
+            client,
+            self.folder,
+            watcher,
+            budget_nano=None if budget is None else round(budget * NANO),
+            max_error_rate=self.suite.max_error_rate,
+        )
+        try:
+            for work in self.works:
+                await fanout.check(work)
+            observer.begin(self.works)
+            await _together([fanout.finish(work) for work in self.works], self.suite.max_concurrency)
+            judges = await asyncio.to_thread(self._judge_works)
+            if judges and fanout.stopped is None:
+                for work in judges:
+                    await fanout.check(work)
+                observer.begin(judges)
+                await _together([fanout.finish(work) for work in judges], self.suite.max_concurrency)
+        except TailraceError as error:
+            manifest.status, manifest.reason = "failed", str(error)
+            raise
+        finally:
+            manifest.seconds = before + time.monotonic() - started
+            self.folder.save()
+        await asyncio.to_thread(self.conclude, fanout.stopped, fanout.failures)
+        return manifest.status
+
+    def _judge_works(self) -> list[Work]:
+        """What judges have to grade, of all arms."""
+        if not self.grader.judges:
+            return []
+        samples = self.samples()
+        works: list[Work] = []
+        for label, judge in self.grader.judges.items():
+            rows: dict[str, dict[str, Any]] = {}
+            for id, (cell, sample) in samples.items():
+                if sample.text and sample.outcome not in (Outcome.ERROR, Outcome.MISSING):
+                    body = judge.request(self.grader.answer(cell, sample))
+                    rows[id] = requests.judge_row(id, body, fresh=self.folder.manifest.fresh)
+            works.append(
+                Work(
+                    name=f"judged/{requests.file_name(label)}",
+                    label=f"judge {label}",
+                    lines=Lines(self.folder.judged(requests.file_name(label))),
+                    asked={id: requests.digest(row) for id, row in rows.items()},
+                    row=rows.__getitem__,
+                    concurrency=max(1, self.suite.max_concurrency // len(self.grader.judges)),
+                )
+            )
+        return works
+
+    # ------------------------------------------------------------------------------------------------------- answered
+
+    def grade(self, work: Work, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Sample]:
+        """Score the answers among lines of an arm that have no score yet; all of the arm's samples. It blocks."""
+        mine, cells = self._samples[work.name], self.cells[work.name]
+        fresh = {
+            id: line
+            for id, line in found
+            if id in cells and (id not in mine or mine[id].outcome in (Outcome.ERROR, Outcome.MISSING))
+        }
+        graded = self.grader.samples((cells[id], line) for id, line in fresh.items())
+        mine.update(zip(fresh, graded, strict=True))
+        return list(mine.values())
+
+    def samples(self) -> dict[str, tuple[Cell, Sample]]:
+        """Every cell of the run by arm and custom_id, with what the folder has of it."""
+        found: dict[str, tuple[Cell, Sample]] = {}
+        for work in self.works:
+            kept = ((id, line) for id, asked, line in work.lines.read() if asked == work.asked.get(id))
+            self.grade(work, kept)
+            mine = self._samples[work.name]
+            for id, cell in self.cells[work.name].items():
+                sample = mine.get(id)
+                if sample is None:
+                    sample = outcomes.sample_of(*cell, None, is_refusal)
+                found[f"{work.name}/{id}"] = (cell, sample)
+        return found
+
+    def conclude(
+        self, stopped: str | None = None, failures: Sequence[str] = (), *, again: bool = False
+    ) -> Figures:
+        """Score all that is there and write results and report; the manifest says how the run ended. ``again``: it
+        ended before, as it says there."""
+        samples = self.samples()
+        uses = self._judge(samples)
+        manifest = self.folder.manifest
+        if not again:
+            everything = [sample for _, sample in samples.values()]
+            ended = _status(everything, self.suite.max_error_rate, stopped, failures)
+            manifest.status, manifest.reason = ended
+            manifest.ended = time.time()
+        figures = outputs.write(
+            self.folder, self.suite, self.asking, list(samples.values()), self.grader.labels, uses
+        )
+        self.folder.save()
+        return figures
+
+    def _judge(self, samples: dict[str, tuple[Cell, Sample]]) -> dict[str, JudgeUse]:
+        """Put what judges said into the samples."""
+        uses: dict[str, JudgeUse] = {}
+        for label, judge in self.grader.judges.items():
+            kept = Lines(self.folder.judged(requests.file_name(label)))
+            records: list[Record] = []
+            failed = 0
+            for id, asked, line in kept.read():
+                if id not in samples:
+                    continue
+                cell, sample = samples[id]
+                body = judge.request(self.grader.answer(cell, sample))
+                if asked != requests.digest(requests.judge_row(id, body)):
+                    continue  # of another answer, or by another rubric
+                score = judged(judge, line)
+                if score is not None:
+                    samples[id] = (cell, with_score(sample, label, score))
+                    records.append(outcomes.record_of(line))
+                    failed += score.value is None
+            uses[label] = JudgeUse(judge.model, records, failed)
+        for label in self.grader.judges:
+            for id, (cell, sample) in samples.items():
+                if label not in sample.scores and sample.text:
+                    samples[id] = (cell, with_score(sample, label, Score(None, error="not judged")))
+        return uses
+
+
+class _Watcher:
+    """Between the batches and whoever shows a run: grades what is answered by now."""
+
+    def __init__(self, run: Run, observer: Observer) -> None:
+        self._run = run
+        self._observer = observer
+        self._one = asyncio.Lock()
+
+    def batch(self, work: Work, now: dict[str, Any]) -> None:
+        self._observer.batch(work, now)
+
+    def told(self, line: str) -> None:
+        self._observer.told(line)
+
+    def collected(self, work: Work) -> None:
+        pass
+
+    async def looked(self, work: Work, file: BinaryIO) -> None:
+        if work.name not in self._run.cells:
+            return
+
+        def grade() -> list[Sample]:
+            found = ((id, msgspec.json.decode(line)) for id, line in lines.results(file))
+            return self._run.grade(work, found)
+
+        async with self._one:
+            samples = await asyncio.to_thread(grade)
+        self._observer.scores(work, _means(samples))
+
+
+def _means(samples: list[Sample]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, score in sample.scores.items():
+            if score.value is not None:
+                values.setdefault(name, []).append(score.value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _taken(line: bytes, id: str, run: str) -> bytes:
+    """A line of another run, as the line of a row of this one."""
+    decoded: dict[str, Any] = msgspec.json.decode(line)
+    decoded["custom_id"] = id
+    decoded.setdefault("run", run)
+    return msgspec.json.encode(decoded)
+
+
+def _status(
+    samples: list[Sample], max_error_rate: float, stopped: str | None, failures: Sequence[str]
+) -> tuple[Status, str | None]:
+    errors = sum(sample.outcome is Outcome.ERROR for sample in samples)
+    missing = sum(sample.outcome is Outcome.MISSING for sample in samples)
+    if stopped is not None:
+        return "stopped", f"{stopped}; {missing:,} of {len(samples):,} samples were not asked"
+    if failures:
+        return "failed", "; ".join(failures)
+    if errors > max_error_rate * len(samples):
+        return (
+            "failed",
+            f"{errors:,} of {len(samples):,} samples have no answer, more than max_error_rate allows",
+        )
+    if missing:
+        return "stopped", f"{missing:,} of {len(samples):,} samples have no answer yet"
+    return "completed", None
+
+
+async def _together(works: list[Any], most: int) -> None:
+    """All at once, ``most`` at the most. The first error is raised when all have ended or been cancelled."""
+    room = asyncio.Semaphore(most)
+
+    async def one(work: Any) -> None:
+        async with room:
+            await work
+
+    tasks = [asyncio.create_task(one(work)) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for work in works:
+            work.close()  # of those that never had room
