@@ -97,7 +97,7 @@ class Folder:
 
     @classmethod
     def create(cls, runs: Path, manifest: Manifest, suite: str) -> Folder:
-        """Raises TailraceError where it can't be made."""
+        """A folder that is no run yet, until ``save``. Raises TailraceError where it can't be made."""
         path = runs / manifest.id
         try:
             for part in ("answers", "judged"):
@@ -107,9 +107,7 @@ class Folder:
             raise TailraceError(
                 f"the run's folder {path} can't be made: {error.strerror}; choose another with --runs"
             ) from None
-        folder = cls(path, manifest)
-        folder.save()
-        return folder
+        return cls(path, manifest)
 
     @classmethod
     def open(cls, path: Path) -> Folder:

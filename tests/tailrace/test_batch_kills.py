@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import secrets
 import signal
-import subprocess
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.support.backend import Received
+from tests.support.kills import Killer, Restarted, by_prompt, times, unexplained
 from tests.support.stack import Stack
-from tests.support.valkey import wait_until
 from tests.tailrace.command import command, environment
 
 #: Another one with `TAILRACE_TEST_SEED`.
@@ -27,9 +22,6 @@ ROWS, CONCURRENCY = 500, 25
 WORKERS = ("bulk", "bulk-too")
 #: Each is killed so often, in an order and at times that the seed says.
 KILLS = ("worker",) * 4 + ("gateway",) * 3 + ("command",) * 4
-#: The backend may hear of a call so much later than the worker sent it, and a worker may die before it has written
-#: down the end of an answer that is so old, in seconds.
-MARGIN = 2.0
 SECONDS = 240.0
 
 
@@ -39,46 +31,6 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     with Stack(database_url=url, interactive=0) as stack:
         stack.add_worker(WORKERS[1], "bulk", 4)
         yield stack
-
-
-class Run:
-    """The command, started again whenever it ends before it is through."""
-
-    def __init__(self, folder: Path, stack: Stack) -> None:
-        self._folder = folder
-        _, key = stack.key(stack.tenant())
-        self._environment = environment(URL=stack.url, API_KEY=key)
-        self._log = folder / "log.txt"
-        self.ends: list[int] = []
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        arguments = ("in.jsonl", "-o", "out.jsonl", "--max-concurrency", str(CONCURRENCY))
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                command("batch", "run", *arguments),
-                env=self._environment,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def told(self) -> str:
-        return self._log.read_text()
-
-    def is_through(self) -> bool:
-        """Whether it has ended well; one that hasn't is started again."""
-        code = self._process.poll()
-        if code not in (0, None):
-            self.ends.append(code)
-            self._process = self._start()
-        return code == 0
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 def write_rows(path: Path) -> None:
@@ -93,57 +45,18 @@ def write_rows(path: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def unexplained(calls: list[Received], kills: list[float]) -> bool:
-    """Whether the row was sent again though no kill had hit it in flight; each kill explains one call."""
-    left = list(kills)
-    for call, again in itertools.pairwise(calls):
-        begin = call.at - MARGIN if call.ended == "closed" else call.at
-        end = again.at if call.ended_at is None else min(again.at, call.ended_at + MARGIN)
-        hit = next((kill for kill in left if begin <= kill <= end), None)
-        if hit is None:
-            return True
-        left.remove(hit)
-    return False
-
-
-def _times(calls: dict[str, list[Received]], kills: list[float]) -> str:
-    """Calls and kills in seconds since the first kill."""
-    start = kills[0]
-    lines = [f"kills: {[round(kill - start, 3) for kill in kills]}"]
-    for row, made in calls.items():
-        times = [
-            (round(c.at - start, 3), c.ended, None if c.ended_at is None else round(c.ended_at - start, 3))
-            for c in made
-        ]
-        lines.append(f"{row}: {times}")
-    return "\n".join(lines)
-
-
 def test_each_row_once_whoever_is_killed(tmp_path: Path, stack: Stack) -> None:
     """Sent at most once, plus once for each kill that hit it in flight; in the output exactly once, in order."""
     print(f"TAILRACE_TEST_SEED={SEED}")
     random = Random(SEED)
     write_rows(tmp_path / "in.jsonl")
     plan = random.sample(KILLS, len(KILLS))
-    worker_kills: list[float] = []
-    run = Run(tmp_path, stack)
+    _, key = stack.key(stack.tenant())
+    line = command("batch", "run", "in.jsonl", "-o", "out.jsonl", "--max-concurrency", str(CONCURRENCY))
+    run = Restarted(line, tmp_path, environment(URL=stack.url, API_KEY=key))
+    killer = Killer(stack, WORKERS, random, SECONDS)
     try:
-        for what in plan:
-            time.sleep(random.uniform(0.3, 4.0))
-            if what == "worker":
-                wait_until(lambda: run.is_through() or stack.backend.active > 0, SECONDS, "row in flight")
-                name = random.choice(WORKERS)
-                os.kill(stack.parts[name].pid, signal.SIGKILL)
-                worker_kills.append(time.time())
-                stack.parts.pop(name).end(signal.SIGKILL)
-                stack.add_worker(name, "bulk", 4, wait=False)
-            elif what == "gateway":
-                stack.parts["gateway"].end(signal.SIGKILL)
-                stack.parts["gateway"].start(stack.folder)
-            else:
-                run.kill()
-            run.is_through()
-        wait_until(run.is_through, SECONDS, "end of the command")
+        killer.carry_out(plan, run)
     finally:
         run.kill()
 
@@ -157,12 +70,10 @@ def test_each_row_once_whoever_is_killed(tmp_path: Path, stack: Stack) -> None:
     assert {line["response"]["body"]["choices"][0]["message"]["content"] for line in lines} == {answer}
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "log.txt"}
 
-    calls: defaultdict[str, list[Received]] = defaultdict(list)
-    for call in stack.backend.completions:
-        calls[call.prompt].append(call)
+    calls = by_prompt(stack.backend.completions)
     assert set(calls) == {f"row {n}" for n in range(ROWS)}
     again = {row: made for row, made in calls.items() if len(made) > 1}
-    wrong = {row: made for row, made in again.items() if unexplained(made, worker_kills)}
-    assert not wrong, _times(wrong, worker_kills)
+    wrong = {row: made for row, made in again.items() if unexplained(made, killer.kills)}
+    assert not wrong, times(wrong, killer.kills)
     assert again, "no kill hit a row in flight"
     assert stack.balanced() == []

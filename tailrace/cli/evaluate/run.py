@@ -150,7 +150,8 @@ def begin(loaded: Loaded, runs: Path, server: str, *, fresh: bool) -> Folder:
     try:
         dataset.write_items(made.path / folder.ITEMS, items)
         with Run(made):
-            return made
+            made.save()
+        return made
     except BaseException:
         shutil.rmtree(made.path, ignore_errors=True)
         raise
