@@ -64,8 +64,8 @@ def samples_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_everything_adds_up_whoever_is_killed(tmp_path: Path, stack: Stack) -> None:
-    """3 models × 500 items × 2 samples: each sample is answered once, asked again only where a kill hit it, in the books
-    once, and what the run says it cost is what the books say, to the last nano-dollar."""
+    """3 models × 500 items × 2 samples: each sample is answered once, asked again only where a kill hit it, in the
+    books once, and what the run says it cost is what the books say, to the last nano-dollar."""
     print(f"TAILRACE_TEST_SEED={SEED}")
     random = Random(SEED)
     write_suite(tmp_path)

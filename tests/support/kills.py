@@ -22,8 +22,8 @@ MARGIN = 2.0
 
 
 class Restarted:
-    """A command that is started again whenever it ends before it is through. ``next`` is the line of later starts, where
-    that is another one; ``fine`` are the exit codes with which it is through."""
+    """A command that is started again whenever it ends before it is through. ``next`` is the line of later starts,
+    where that is another one; ``fine`` are the exit codes with which it is through."""
 
     def __init__(
         self,
