@@ -79,5 +79,6 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    warn(message)
+    for line in message.splitlines():
+        warn(line)
     return code

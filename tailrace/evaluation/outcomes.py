@@ -66,6 +66,11 @@ def sample_of(
     )
 
 
+def record_of(line: dict[str, Any]) -> Record:
+    """What a line's completion used."""
+    return _record(line, _object(_object(line.get("response")).get("body")))
+
+
 def split_thought(text: str) -> tuple[str, str | None]:
     """The answer and the reasoning of a text that has both: ``<think>…</think>`` (or ``thinking``) before the answer.
 

@@ -63,6 +63,12 @@ def row(
     }
 
 
+def judge_row(id: str, body: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
+    """What a judge is asked about one answer, as a line of a batch's input. It is in the cache at any temperature."""
+    headers = {"x-sample": "0"} | ({"Cache-Control": "no-cache"} if fresh else {})
+    return {"custom_id": id, "method": "POST", "url": URL, "headers": headers, "body": body}
+
+
 def custom_id(item: str, sample: int) -> str:
     return f"{item}/{sample}"
 
