@@ -42,6 +42,8 @@ def pytest_configure() -> None:
             del os.environ[name]
     mark_environment()
     signal.signal(signal.SIGTERM, _interrupt)  # so that fixtures are torn down, and servers with them
+    # A shell's background job ignores SIGINT, and so would every process that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
+from schemas.keys import Keys
 from tests.support.backend import Received
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
@@ -88,9 +89,11 @@ class Killer:
             time.sleep(self._random.uniform(0.3, longest_pause))
             if what == "worker":
                 wait_until(
-                    lambda: run.is_through() or stack.backend.active > 0, self._seconds, "row in flight"
+                    lambda: run.is_through() or self._busy() != [],
+                    self._seconds,
+                    "worker with rows in flight",
                 )
-                name = self._random.choice(self._workers)
+                name = self._random.choice(self._busy() or self._workers)
                 os.kill(stack.parts[name].pid, signal.SIGKILL)
                 self.kills.append(time.time())
                 stack.parts.pop(name).end(signal.SIGKILL)
@@ -102,6 +105,15 @@ class Killer:
                 run.kill()
             run.is_through()
         wait_until(run.is_through, self._seconds, "end of the command")
+
+    def _busy(self) -> list[str]:
+        """Workers that have leases while the backend answers somebody."""
+        stack = self._stack
+        if not stack.backend.active:
+            return []
+        leased = (str(id) for id in stack.redis.zrange(Keys(0).lease, 0, -1))
+        holders = {state["worker"].split(":")[1] for id in leased if (state := stack.state(id)).get("worker")}
+        return [name for name in self._workers if str(stack.parts[name].pid) in holders]
 
 
 def by_prompt(received: Iterable[Received]) -> dict[str, list[Received]]:
