@@ -27,7 +27,7 @@ MOST_TOLD = 10
 #: Values of a filter's column that are told where none is left.
 MOST_VALUES = 8
 
-_canonical = msgspec.json.Encoder(order="deterministic").encode
+_canonical = msgspec.json.Encoder(order="sorted").encode
 _encode = msgspec.json.Encoder().encode
 
 

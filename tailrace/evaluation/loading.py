@@ -84,12 +84,10 @@ def restore(dumped: dict[str, Any]) -> Suite:
     dataset = dumped.get("dataset")
     if isinstance(dataset, dict):
         # A column that has its usual name need not be there, unless somebody named it.
+        usual = Dataset(path=Path()).model_dump(mode="json", exclude={"path"})
         fields = cast("dict[str, Any]", dataset).items()
-        usual = {name: field.default for name, field in Dataset.model_fields.items()}
-        dumped = {
-            **dumped,
-            "dataset": {name: value for name, value in fields if value != usual.get(name, ...)},
-        }
+        named = {name: value for name, value in fields if name not in usual or value != usual[name]}
+        dumped = {**dumped, "dataset": named}
     try:
         return Suite.model_validate_json(json.dumps(dumped), strict=True)
     except (ValidationError, TypeError, ValueError) as error:

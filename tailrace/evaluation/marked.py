@@ -52,6 +52,12 @@ class Node:
             return self.value[step]
         return None
 
+    def find(self, way: Iterable[Step]) -> Node | None:
+        node: Node | None = self
+        for step in way:
+            node = None if node is None else node.get(step)
+        return node
+
     def items(self) -> Iterator[tuple[str, Node]]:
         """The fields of a mapping; none of anything else."""
         if isinstance(self.value, dict):

@@ -22,7 +22,7 @@ _canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 def arms(suite: Suite) -> list[Arm]:
-    """Every model under every prompt, in the suite's order. A key is the model's label, and ``label/prompt`` where there
+    """Every model under every prompt, in the suite's order. A key is the model's label, or ``label/prompt`` where there
     are several prompts; prompts' names have no slash, so keys are unique."""
     several = len(suite.prompts) > 1
     return [
@@ -74,7 +74,7 @@ def custom_id(item: str, sample: int) -> str:
 
 
 def digest(row: dict[str, Any]) -> str:
-    """32 hex digits of what a row asks: its body and ``x-sample``. Equal ones ask the same, whatever the custom_id is and
-    whether or not the cache is asked."""
+    """32 hex digits of what a row asks: its body and ``x-sample``. Equal ones ask the same, whatever the custom_id is
+    and whether or not the cache is asked."""
     asked = {"body": row["body"], "sample": row.get("headers", {}).get("x-sample")}
     return hashlib.blake2b(_canonical(asked), digest_size=16).hexdigest()

@@ -67,8 +67,7 @@ class _Checks:
 
     def _texts(self, *way: Step, names: tuple[str, ...]) -> Iterator[tuple[tuple[Step, ...], str, str]]:
         for name in names:
-            _, _, around = place(self._root, way)
-            node = around.get(name)
+            node = self._root.find((*way, name))
             if node is not None and isinstance(node.value, str):
                 yield (*way, name), node.value, f"{node.source}: " if node.source else ""
 
@@ -83,10 +82,8 @@ class _Checks:
                 first[name] = node
 
     def params(self, *way: Step) -> None:
-        _, _, node = place(self._root, way)
-        if not isinstance(node.value, dict):
-            return
-        for name, value in node.items():
+        node = self._root.find(way)
+        for name, value in () if node is None else node.items():
             if name in OURS:
                 self._tell((*way, name), f"is not for a suite to say: {OURS[name]}")
             elif name == "n" and (value.value is True or value.value not in (1, None)):
@@ -113,8 +110,8 @@ class _Checks:
                 self._tell(field, f"is no regular expression: {error}")
 
     def schema(self, *way: Step) -> None:
-        line, name, node = place(self._root, way)
-        if not isinstance(node.value, dict):
+        node = self._root.find(way)
+        if node is None or not isinstance(node.value, dict):
             return
         try:
             schemas: Any = importlib.import_module("jsonschema")
@@ -124,15 +121,17 @@ class _Checks:
         try:
             schemas.validators.validator_for(plain, schemas.Draft202012Validator).check_schema(plain)
         except schemas.SchemaError as error:
-            inner = place(self._root, (*way, *error.absolute_path))
-            if node.source is None:
-                line, name = inner[0], inner[1]
             told = f"is no valid JSON Schema: {' '.join(error.message.split())[:300]}"
-            self.problems.append(Problem(line, name, f"{node.source}: {told}" if node.source else told))
+            if node.source is None:
+                self._tell((*way, *error.absolute_path), told)
+            else:
+                self._tell(way, f"{node.source}: {told}")
 
     def grades(self, *way: Step) -> None:
-        _, _, node = place(self._root, way)
-        if isinstance(node.value, dict) and not node.value:
+        node = self._root.find(way)
+        if node is None:
+            return
+        if node.value == {}:
             self._tell(way, "must have one at least")
         for grade, worth in node.items():
             if isinstance(worth.value, int | float) and not 0 <= worth.value <= 1:

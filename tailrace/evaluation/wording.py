@@ -67,6 +67,8 @@ def in_words(error: ValidationError, root: Node) -> list[Problem]:
         if way in found or (not way and said["type"] == "value_error"):
             continue  # the latter is of names that stand twice: `findings` has their lines
         line, name, node = place(root, way)
+        if said["type"] == "too_short" and node.elements():
+            continue  # it has elements, and what is wrong with them is told
         found[way] = Problem(line, name, _words(said, way, node))
     return list(found.values())
 
