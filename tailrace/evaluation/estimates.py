@@ -59,7 +59,10 @@ def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> Estimate | None:
     left. Of an item's n samples n / k tries are made, so its interval is that of a proportion with as many.
     """
     enough = [(samples, right) for samples, right in counts if samples >= k]
-    chances = [1 - math.comb(samples - right, k) / math.comb(samples, k) for samples, right in enough]
+    chances = [
+        (math.comb(samples, k) - math.comb(samples - right, k)) / math.comb(samples, k)
+        for samples, right in enough
+    ]
     return proportion(chances, [samples / k for samples, _ in enough], sum(samples for samples, _ in enough))
 
 

@@ -141,12 +141,14 @@ def flip_signs(differences: Sequence[float]) -> tuple[float, str]:
 
 
 def _all_flips(sizes: Any, counts: Any, observed: float) -> float:
-    np, binom = numpy(), stats().binom
+    np = numpy()
+    positive = [np.arange(count + 1) for count in counts.tolist()]
     sums, chances = np.zeros(1), np.ones(1)
-    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        positive = np.arange(count + 1)
-        sums = np.add.outer(sums, size * (2 * positive - count)).ravel()
-        chances = np.multiply.outer(chances, binom.pmf(positive, count, 0.5)).ravel()
+    if positive:
+        each = stats().binom.pmf(np.concatenate(positive), np.repeat(counts, counts + 1), 0.5)
+        for size, up, chance in zip(sizes, positive, np.split(each, np.cumsum(counts + 1)[:-1]), strict=True):
+            sums = np.add.outer(sums, size * (2 * up - up[-1])).ravel()
+            chances = np.multiply.outer(chances, chance).ravel()
     return min(1.0, float(chances[np.abs(sums) >= observed].sum()))
 
 
