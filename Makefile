@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-system lint types bench chaos lock clean
+.PHONY: help setup run up eval-demo test test-system lint types bench chaos lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ run: setup  ## the tour: a real model on the CPU, questions through the queue, a
 
 up: setup  ## the whole stack, with a local model, until Ctrl-C
 	@$(BIN)/tailrace up --local-model $(ARGS)
+
+# A home of its own: the answers stay there, and a second run finds them in its cache.
+eval-demo: setup  ## an evaluation: 120 questions to a real model on the CPU and to a recorded one, and a report in runs/
+	@TAILRACE_PROVIDERS=examples/evaluation/providers.toml $(BIN)/tailrace eval run examples/evaluation/suite.yaml \
+		--runs runs --home .tailrace/eval-demo --local-model $(ARGS)
 
 test: setup  ## every test that needs no system package; ARGS="-k resume" narrows it, JOBS=0 takes one process
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

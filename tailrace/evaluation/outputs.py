@@ -16,7 +16,7 @@ from tailrace.evaluation.grading import Asking, Cell
 from tailrace.evaluation.results import Header, Row, read_samples, write_parquet, write_samples
 from tailrace.evaluation.shapes import Sample
 from tailrace.evaluation.suite import Suite
-from tailrace.evaluation.summarise import JudgeUse, summarise
+from tailrace.evaluation.summarise import JudgeWork, summarise
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ def write(
     asking: Asking,
     samples: Sequence[tuple[Cell, Sample]],
     scorers: Sequence[str],
-    judges: Mapping[str, JudgeUse],
+    judges: Mapping[str, JudgeWork],
 ) -> Figures:
     """All of it, each file in one step. Raises TailraceError where a file can't be written."""
     manifest = folder.manifest
@@ -64,9 +64,9 @@ def write(
         for cell, sample in samples:
             yield Row(sample, cell.item, asking.messages(cell))
 
-    header = Header(manifest.id, suite.name)
-    write_samples(folder.path / SAMPLES, header, rows())
-    write_parquet(folder.path / PARQUET, header, rows(), scorers)
+    header = Header(manifest.id, suite.name, tuple(scorers))
+    write_samples(folder.path / SAMPLES, rows(), header)
+    write_parquet(folder.path / PARQUET, rows(), header)
     with replacing(folder.path / SUMMARY) as file:
         file.write(msgspec.json.format(msgspec.json.encode(Summary(info, figures)), indent=1) + b"\n")
     with replacing(folder.path / REPORT) as file:

@@ -21,7 +21,7 @@ from tailrace.evaluation.grading import Asking, Cell, Grader, judged, with_score
 from tailrace.evaluation.lines import Lines
 from tailrace.evaluation.scorers.refusals import is_refusal
 from tailrace.evaluation.shapes import Outcome, Record, Sample, Score
-from tailrace.evaluation.summarise import JudgeUse
+from tailrace.evaluation.summarise import JudgeWork
 
 #: Earlier runs that are looked through for answers to the same requests.
 REUSED_RUNS = 20
@@ -230,9 +230,9 @@ class Run:
         self.folder.save()
         return figures
 
-    def _judge(self, samples: dict[str, tuple[Cell, Sample]]) -> dict[str, JudgeUse]:
+    def _judge(self, samples: dict[str, tuple[Cell, Sample]]) -> dict[str, JudgeWork]:
         """Put what judges said into the samples."""
-        uses: dict[str, JudgeUse] = {}
+        uses: dict[str, JudgeWork] = {}
         for label, judge in self.grader.judges.items():
             kept = Lines(self.folder.judged(requests.file_name(label)))
             records: list[Record] = []
@@ -249,7 +249,7 @@ class Run:
                     samples[id] = (cell, with_score(sample, label, score))
                     records.append(outcomes.record_of(line))
                     failed += score.value is None
-            uses[label] = JudgeUse(judge.model, records, failed)
+            uses[label] = (judge.model, records, failed)
         for label in self.grader.judges:
             for id, (cell, sample) in samples.items():
                 if label not in sample.scores and sample.text:

@@ -81,8 +81,8 @@ def test_compare_has_regressions_first(evaluation: Evaluation, offline: Evaluati
     pair = arm["figures"]
     assert (pair["wins"], pair["losses"], pair["ties"]) == (2, 3, 0)
     assert pair["difference"]["mean"] == pytest.approx(-0.2)
-    changed = [change["item"] for change in arm["changes"]]
-    assert changed == ["i0", "i2", "i4", "i1", "i3"]
+    assert [change["item"] for change in arm["regressions"]] == ["i0", "i2", "i4"]
+    assert [change["item"] for change in arm["improvements"]] == ["i1", "i3"]
     shown = offline.done("compare", a, b)
     assert shown.index("i0") < shown.index("i1")
 

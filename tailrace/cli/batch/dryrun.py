@@ -28,8 +28,17 @@ SAMPLE = 100_000
 LOOKED_AT = 50
 
 
-def dry_run(rows: Input, output: Path | None, home: Path | None, *, skip_invalid: bool, as_json: bool) -> int:
-    """Print it; the exit code is 1 where rows are invalid that a run wouldn't leave out."""
+def dry_run(
+    rows: Input,
+    output: Path | None,
+    home: Path | None,
+    *,
+    skip_invalid: bool,
+    as_json: bool,
+    local_model: bool = False,
+) -> int:
+    """Print it; the exit code is 1 where rows are invalid that a run wouldn't leave out. ``local_model``: whether the
+    run would bring it along."""
     with State(None) as state, tempfile.TemporaryFile(dir=job.spool_folder(output)) as spool:
         errors = None if output is None else job.error_path(output)
         made = plan(state, rows, output, errors, spool, most=SAMPLE)
@@ -42,7 +51,7 @@ def dry_run(rows: Input, output: Path | None, home: Path | None, *, skip_invalid
 
             server.with_server(home, use)
         elif made.pending:
-            told.append(_here(made, spool, home))
+            told.append(_here(made, spool, home, local_model=local_model))
         found = told[0] if told else {"cached": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": "0"}
     if output is not None and beside(output).exists():
         warn(f"a batch of an earlier run is not finished: the next run goes on with it ({beside(output)})")
@@ -84,19 +93,22 @@ async def rows_per_second(client: tailrace.Client, model: str | None) -> float |
     return None
 
 
-def _here(made: Plan, spool: BinaryIO, home: Path | None) -> dict[str, Any]:
+def _here(made: Plan, spool: BinaryIO, home: Path | None, *, local_model: bool) -> dict[str, Any]:
     spool.seek(0)
     bodies = (msgspec.json.decode(line)["body"] for line in spool)
-    return estimate_here(bodies, home, made.pending / min(made.pending, SAMPLE))
+    part = made.pending / min(made.pending, SAMPLE)
+    return estimate_here(bodies, home, part, local_model=local_model)
 
 
-def estimate_here(bodies: Iterable[dict[str, Any]], home: Path | None, part: float = 1.0) -> dict[str, Any]:
+def estimate_here(
+    bodies: Iterable[dict[str, Any]], home: Path | None, part: float = 1.0, *, local_model: bool
+) -> dict[str, Any]:
     """What requests come to, without a server: tokens by their usual length, and prices where a providers.toml is
     found. ``part``: of how many requests each of these is one."""
     from schemas.estimate import estimate
     from schemas.records import Usage
 
-    cost = _prices(home)
+    cost = _prices(home, local_model=local_model)
     prompt = answer = nano = 0
     known = True
     for body in bodies:
@@ -113,17 +125,16 @@ def estimate_here(bodies: Iterable[dict[str, Any]], home: Path | None, part: flo
     }
 
 
-def _prices(home: Path | None) -> Callable[[str, Any], int | None]:
+def _prices(home: Path | None, *, local_model: bool) -> Callable[[str, Any], int | None]:
     """What tokens of a model cost; None where nobody knows."""
     from schemas.errors import ModelNotFound
     from schemas.prices import Prices
-    from schemas.providers import load_providers
     from tailrace.embedded import providers
     from tailrace.embedded.options import StackError
 
     try:
-        path = providers.choose(connection.home_path(home), os.environ.get("TAILRACE_PROVIDERS"), None)
-        found = load_providers(path.read_text("utf-8"), source=str(path))
+        named = os.environ.get("TAILRACE_PROVIDERS")
+        found = providers.foresee(connection.home_path(home), named, local_model=local_model)
     except StackError:
         return _unknown
     prices, now_ms = Prices(found.providers), time.time_ns() // 1_000_000

@@ -77,7 +77,10 @@ def run(
     neither sent nor paid for again."""
     rows = input_of(input, model, params, template, limit)
     if dry_run:
-        raise typer.Exit(dryrun.dry_run(rows, output, home, skip_invalid=skip_invalid, as_json=as_json))
+        code = dryrun.dry_run(
+            rows, output, home, skip_invalid=skip_invalid, as_json=as_json, local_model=local_model
+        )
+        raise typer.Exit(code)
     if output is None:
         raise typer.BadParameter("say where the results go: -o results.jsonl", param_hint="-o")
     failed = errors or job.error_path(output)

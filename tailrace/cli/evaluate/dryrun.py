@@ -42,7 +42,9 @@ class Part:
     error: str | None = None
 
 
-def dry_run(loaded: Loaded, runs: Path, home: Path | None, *, fresh: bool, as_json: bool) -> int:
+def dry_run(
+    loaded: Loaded, runs: Path, home: Path | None, *, fresh: bool, local_model: bool, as_json: bool
+) -> int:
     """Print it; the exit code is 1 where the server would refuse requests."""
     from tailrace.cli.evaluate.run import begin
     from tailrace.evaluation.runner import Run
@@ -62,9 +64,10 @@ def dry_run(loaded: Loaded, runs: Path, home: Path | None, *, fresh: bool, as_js
 
                 server.with_server(home, use)
             else:
-                parts.extend(_here(work, home) for work in run.works)
+                parts.extend(_here(work, home, local_model=local_model) for work in run.works)
                 for label, bodies, count in _judges(run):
-                    found = estimate_here(bodies, home, count / len(bodies))
+                    part = count / len(bodies)
+                    found = estimate_here(bodies, home, part, local_model=local_model)
                     parts.append(_part(label, count, 0, found, 1.0))
             prompts = list(_prompts(run))
             shape = (len(run.items), len(run.works), run.suite.samples)
@@ -105,13 +108,14 @@ async def _judged(client: tailrace.Client, label: str, bodies: list[dict[str, An
     return part
 
 
-def _here(work: Work, home: Path | None) -> Part:
+def _here(work: Work, home: Path | None, *, local_model: bool) -> Part:
     pending = work.pending()
     total = len(work.asked)
     if not pending:
         return Part(work.label, total, total)
     sample = pending[:SAMPLE]
-    found = estimate_here((work.row(id)["body"] for id in sample), home, len(pending) / len(sample))
+    bodies = (work.row(id)["body"] for id in sample)
+    found = estimate_here(bodies, home, len(pending) / len(sample), local_model=local_model)
     return _part(work.label, total, total - len(pending), found, 1.0)
 
 

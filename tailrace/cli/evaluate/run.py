@@ -83,7 +83,7 @@ def run(
     if dry_run:
         from tailrace.cli.evaluate.dryrun import dry_run as told
 
-        raise typer.Exit(told(loaded, runs, home, fresh=fresh, as_json=as_json))
+        raise typer.Exit(told(loaded, runs, home, fresh=fresh, local_model=local_model, as_json=as_json))
     with job.on_disk(runs / "."):
         folder = begin(loaded, runs, server.identity(home), fresh=fresh)
         code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
