@@ -15,13 +15,12 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any, BinaryIO, Protocol
 
-import msgspec
-
 import tailrace
 from tailrace.batches import Batch
 from tailrace.errors import APIError, ConnectionFailed, TailraceError
 from tailrace.evaluation.folder import Folder, Job, Spent
 from tailrace.evaluation.lines import Lines, results
+from tailrace.evaluation.results import encode
 
 #: Rows of each arm that the server checks before anything is asked.
 CHECKED = 20
@@ -30,8 +29,6 @@ CHECKED = 20
 LOOK, RARE = 2.0, 20
 #: Nano-dollars to the dollar.
 NANO = 10**9
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclasses.dataclass(slots=True)
@@ -171,7 +168,7 @@ class Fanout:
         self._save(work, key=str(uuid.uuid4()), rows=len(pending), concurrency=work.concurrency)
         with tempfile.TemporaryFile() as spool:
             for id in pending:
-                spool.write(_encode(work.row(id)))
+                spool.write(encode(work.row(id)))
                 spool.write(b"\n")
             spool.flush()
             file = await self._client.files.upload(spool, name=f"{work.name.replace('/', '-')}.jsonl")
@@ -249,7 +246,7 @@ async def estimate(
     """What rows would come to, by the server's own look at them; see ``Batches.estimate``."""
     with tempfile.TemporaryFile() as spool:
         for row in rows:
-            spool.write(_encode(row))
+            spool.write(encode(row))
             spool.write(b"\n")
         file = await client.files.upload(spool, name="estimate.jsonl")
     try:

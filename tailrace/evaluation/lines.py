@@ -6,6 +6,7 @@ request that is the same. ``run`` names the run that it was taken from, where th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -40,7 +41,22 @@ class Kept(NamedTuple):
     answered: bool
 
 
-_decode = msgspec.json.Decoder(_Line).decode
+_decode_fast = msgspec.json.Decoder(_Line).decode
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """A line, also one whose answer has half of a surrogate pair in it. Raises ValueError."""
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return json.loads(line)
+
+
+def _decode(line: bytes) -> _Line:
+    try:
+        return _decode_fast(line)
+    except msgspec.DecodeError:
+        return msgspec.convert(json.loads(line), _Line)
 
 
 class Lines:
@@ -73,7 +89,7 @@ class Lines:
         with self.path.open("rb") as file:
             for id, kept, line in _read(file):
                 if self._kept[id].at == kept.at:
-                    yield id, kept.asked, msgspec.json.decode(line)
+                    yield id, kept.asked, decode(line)
 
     def by_request(self) -> Iterator[tuple[str, bytes]]:
         """What was asked, and the line, of all answers."""
@@ -144,7 +160,7 @@ def _read(file: BinaryIO) -> Iterator[tuple[str, Kept, bytes]]:
     for line in file:
         try:
             decoded = _decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             decoded = None  # not one of ours
         if decoded is not None and decoded.custom_id is not None:
             yield decoded.custom_id, Kept(at, len(line), decoded.asked, _answered(decoded)), line

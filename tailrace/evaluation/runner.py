@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
-import msgspec
-
 import tailrace
 from tailrace.errors import TailraceError
 from tailrace.evaluation import dataset, lines, loading, outcomes, outputs, requests
@@ -19,6 +17,7 @@ from tailrace.evaluation.figures import Figures
 from tailrace.evaluation.folder import ITEMS, Folder, Status, every
 from tailrace.evaluation.grading import Asking, Cell, Grader, judged, with_score
 from tailrace.evaluation.lines import Lines
+from tailrace.evaluation.results import encode
 from tailrace.evaluation.scorers.refusals import is_refusal
 from tailrace.evaluation.shapes import Outcome, Record, Sample, Score
 from tailrace.evaluation.summarise import JudgeWork
@@ -279,7 +278,7 @@ class _Watcher:
             return
 
         def grade() -> list[Sample]:
-            found = ((id, msgspec.json.decode(line)) for id, line in lines.results(file))
+            found = ((id, lines.decode(line)) for id, line in lines.results(file))
             return self._run.grade(work, found)
 
         async with self._one:
@@ -298,10 +297,10 @@ def _means(samples: list[Sample]) -> dict[str, float]:
 
 def _taken(line: bytes, id: str, run: str) -> bytes:
     """A line of another run, as the line of a row of this one."""
-    decoded: dict[str, Any] = msgspec.json.decode(line)
+    decoded = lines.decode(line)
     decoded["custom_id"] = id
     decoded.setdefault("run", run)
-    return msgspec.json.encode(decoded)
+    return encode(decoded)
 
 
 def _status(
