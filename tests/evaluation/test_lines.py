@@ -40,7 +40,7 @@ def test_an_answer_is_one_to_what_was_asked(tmp_path: Path) -> None:
         assert lines.answers("x", "d1")
         assert not lines.answers("x", "d2")
         assert not lines.answers("y", "d1")
-        assert list(lines.by_request())[0][0] == "d1"
+        assert next(iter(lines.by_request()))[0] == "d1"
 
 
 def test_rows_that_were_never_sent_have_no_line(tmp_path: Path) -> None:
