@@ -7,10 +7,11 @@ JOBS   ?= 3
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.ready
-
+# The evaluation engines have an environment of their own.
+ENGINES := .venv-engines
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up eval-demo test test-system lint types bench chaos lock clean
+.PHONY: help setup run up eval-demo test test-system lint types bench chaos engines lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,14 +50,23 @@ bench: setup  ## speed and size, against the targets
 chaos: setup  ## faults for ten minutes under load, then the count; ARGS="--seconds 60 --seed 7" for a short one
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+engines: $(ENGINES)/.ready  ## inspect_ai and lm-evaluation-harness over Tailrace, each twice; ARGS="--epochs --limit 8"
+	@$(BIN)/python examples/engines/run.py --bin $(ENGINES)/bin $(ARGS)
+
 lock: setup  ## resolve requirements.lock anew; ARGS=--upgrade takes newer versions
 	@$(BIN)/uv pip compile pyproject.toml --extra local-model --extra s3 --extra parquet --extra eval --group dev \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock $(ARGS)
 
 clean:  ## remove .venv and whatever the tools left
-	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-3.* $(ENGINES) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENGINES)/.ready: examples/engines/requirements.txt | $(STAMP)
+	@echo "engines: $$(grep -c '^[a-z]' $<) packages from $<"
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(ENGINES)
+	@$(BIN)/uv pip sync $(if $(shell test -t 2 && echo y),,--quiet) --python $(ENGINES)/bin/python $<
+	@touch $@
 
 # uv comes from the lock like all the rest: its lines are cut out of it for pip, which checks the hash.
 $(STAMP): requirements.lock pyproject.toml

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.errors import TailraceError
 from tailrace.evaluation import outcomes, requests, scorers, suite
 from tailrace.evaluation.prompts import Prompts
 from tailrace.evaluation.scorers.judge import Judge
 from tailrace.evaluation.scorers.refusals import is_refusal
-from tailrace.evaluation.shapes import Answer, Arm, Item, Outcome, Sample, Score
+from tailrace.evaluation.shapes import Answer, Arm, Failure, Item, Outcome, Sample, Score
 
 
 class Cell(NamedTuple):
@@ -96,18 +95,12 @@ class Grader:
         return Answer(cell.item, sample.text or "", self._asking.messages(cell))
 
 
-def judged(judge: Judge, line: dict[str, Any] | None) -> Score | None:
-    """What a line of a judge's batch says; None where there is none yet."""
-    if line is None:
-        return None
-    response = line.get("response") or {}
-    body: dict[str, Any] = response.get("body") or {}
-    if response.get("status_code") != 200:
-        error: dict[str, Any] = line.get("error") or body.get("error") or {}
-        return Score(None, error=f"the judge gave no answer: {error.get('message') or error.get('code')}")
-    choices: list[dict[str, Any]] = body.get("choices") or []
-    message: dict[str, Any] = (choices[0].get("message") or {}) if choices else {}
-    return judge.verdict(str(message.get("content") or ""))
+def judged(judge: Judge, line: dict[str, Any]) -> Score:
+    """What a line of a judge's batch says."""
+    said = outcomes.answer_of(line)
+    if isinstance(said, Failure):
+        return Score(None, error=f"the judge gave no answer: {said.message}")
+    return judge.verdict(said)
 
 
 def with_score(sample: Sample, scorer: str, score: Score) -> Sample:
@@ -116,12 +109,3 @@ def with_score(sample: Sample, scorer: str, score: Score) -> Sample:
 
 def _has_answer(sample: Sample) -> bool:
     return sample.outcome not in (Outcome.ERROR, Outcome.MISSING)
-
-
-def pick(specs: Sequence[suite.Scorer], names: Sequence[str]) -> list[suite.Scorer]:
-    """Those of a suite that are named. Raises TailraceError."""
-    by_label = {spec.label: spec for spec in specs}
-    missing = [name for name in names if name not in by_label]
-    if missing:
-        raise TailraceError(f"the suite has no scorer {missing[0]!r}: it has {', '.join(by_label)}")
-    return [by_label[name] for name in names]

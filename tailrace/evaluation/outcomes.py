@@ -71,6 +71,16 @@ def record_of(line: dict[str, Any]) -> Record:
     return _record(line, _object(_object(line.get("response")).get("body")))
 
 
+def answer_of(line: dict[str, Any]) -> str | Failure:
+    """The text of a line's answer, without its reasoning; or why there is none."""
+    response = _object(line.get("response"))
+    body = _object(response.get("body"))
+    failure = _failure(line, response, body)
+    if failure is not None:
+        return failure
+    return split_thought(_said(_object(_object(_first(body.get("choices"))).get("message"))).text)[0]
+
+
 def split_thought(text: str) -> tuple[str, str | None]:
     """The answer and the reasoning of a text that has both: ``<think>…</think>`` (or ``thinking``) before the answer.
 

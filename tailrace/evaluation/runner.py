@@ -18,6 +18,7 @@ from tailrace.evaluation.folder import ITEMS, Folder, Status, every
 from tailrace.evaluation.grading import Asking, Cell, Grader, judged, with_score
 from tailrace.evaluation.lines import Lines
 from tailrace.evaluation.results import encode
+from tailrace.evaluation.scorers.judge import Judge
 from tailrace.evaluation.scorers.refusals import is_refusal
 from tailrace.evaluation.shapes import Outcome, Record, Sample, Score
 from tailrace.evaluation.summarise import JudgeWork
@@ -167,9 +168,9 @@ class Run:
         for label, judge in self.grader.judges.items():
             rows: dict[str, dict[str, Any]] = {}
             for id, (cell, sample) in samples.items():
-                if sample.text and sample.outcome not in (Outcome.ERROR, Outcome.MISSING):
-                    body = judge.request(self.grader.answer(cell, sample))
-                    rows[id] = requests.judge_row(id, body, fresh=self.folder.manifest.fresh)
+                row, _ = self._judge_row(judge, id, cell, sample)
+                if row is not None:
+                    rows[id] = row
             works.append(
                 Work(
                     name=f"judged/{requests.file_name(label)}",
@@ -181,6 +182,18 @@ class Run:
                 )
             )
         return works
+
+    def _judge_row(
+        self, judge: Judge, id: str, cell: Cell, sample: Sample
+    ) -> tuple[dict[str, Any] | None, str | None]:
+        """What a judge is asked of a sample; or why it isn't: None where there is nothing to judge."""
+        if not sample.text or sample.outcome in (Outcome.ERROR, Outcome.MISSING):
+            return None, None
+        try:
+            body = judge.request(self.grader.answer(cell, sample))
+        except TailraceError as error:
+            return None, str(error)
+        return requests.judge_row(id, body, fresh=self.folder.manifest.fresh), None
 
     # ------------------------------------------------------------------------------------------------------- answered
 
@@ -234,25 +247,21 @@ class Run:
         uses: dict[str, JudgeWork] = {}
         for label, judge in self.grader.judges.items():
             kept = Lines(self.folder.judged(requests.file_name(label)))
+            said = {id: (asked, line) for id, asked, line in kept.read()}
             records: list[Record] = []
             failed = 0
-            for id, asked, line in kept.read():
-                if id not in samples:
+            for id, (cell, sample) in samples.items():
+                row, wrong = self._judge_row(judge, id, cell, sample)
+                if row is None and wrong is None:
                     continue
-                cell, sample = samples[id]
-                body = judge.request(self.grader.answer(cell, sample))
-                if asked != requests.digest(requests.judge_row(id, body)):
-                    continue  # of another answer, or by another rubric
-                score = judged(judge, line)
-                if score is not None:
-                    samples[id] = (cell, with_score(sample, label, score))
+                score = Score(None, error=wrong or "not judged yet")
+                asked, line = said.get(id, (None, None))
+                if row is not None and line is not None and asked == requests.digest(row):
+                    score = judged(judge, line)
                     records.append(outcomes.record_of(line))
                     failed += score.value is None
+                samples[id] = (cell, with_score(sample, label, score))
             uses[label] = (judge.model, records, failed)
-        for label in self.grader.judges:
-            for id, (cell, sample) in samples.items():
-                if label not in sample.scores and sample.text:
-                    samples[id] = (cell, with_score(sample, label, Score(None, error="not judged")))
         return uses
 
 
