@@ -20,7 +20,6 @@ from tailrace.evaluation.prompts import Prompts
 from tailrace.evaluation.shapes import Item
 from tailrace.evaluation.suite import Prompt, Shot
 
-
 SEEN = "a template sees input, question, target, id"
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
