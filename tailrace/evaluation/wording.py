@@ -44,19 +44,15 @@ _WORDS = {
 }
 
 
-def place(root: Node, way: Sequence[Step]) -> tuple[int, str, Node]:
-    """Line, name and node of what stands there, or of the nearest thing around it that does."""
-    node, name, around = root, "", root
-    for position, step in enumerate(way):
+def place(root: Node, way: Sequence[Step]) -> tuple[int, str, Node | None]:
+    """Line, name and node of what stands there. Where nothing does, the line is that of what is around it."""
+    line, name, node = root.line, "", root
+    for step in way:
+        node = None if node is None else node.get(step)
         joined = f"{name}[{step}]" if isinstance(step, int) else f"{name}.{step}" if name else step
-        found = around.get(step) if around is node else None
-        if found is None:
-            name = joined if position == len(way) - 1 or around is node else name
-            around = Node(None, node.line)
-            continue
-        node = around = found
-        name = found.label or joined
-    return node.line, name, node
+        name = (node and node.label) or joined
+        line = line if node is None else node.line
+    return line, name, node
 
 
 def in_words(error: ValidationError, root: Node) -> list[Problem]:
@@ -67,7 +63,7 @@ def in_words(error: ValidationError, root: Node) -> list[Problem]:
         if way in found or (not way and said["type"] == "value_error"):
             continue  # the latter is of names that stand twice: `findings` has their lines
         line, name, node = place(root, way)
-        if said["type"] == "too_short" and node.elements():
+        if said["type"] == "too_short" and node is not None and node.elements():
             continue  # it has elements, and what is wrong with them is told
         found[way] = Problem(line, name, _words(said, way, node))
     return list(found.values())
@@ -86,7 +82,7 @@ def _way(said: Any) -> tuple[Step, ...]:
     return loc
 
 
-def _words(said: Any, way: tuple[Step, ...], node: Node) -> str:
+def _words(said: Any, way: tuple[Step, ...], node: Node | None) -> str:
     kind: str = said["type"]
     match kind:
         case "extra_forbidden":
@@ -108,9 +104,9 @@ def _words(said: Any, way: tuple[Step, ...], node: Node) -> str:
         case _:
             limits = {name: _number(limit) for name, limit in said.get("ctx", {}).items()}
             words = _WORDS[kind].format(**limits) if kind in _WORDS else str(said["msg"])
-    if node.value is None and kind.endswith("_type"):
+    if node is not None and node.value is None and kind.endswith("_type"):
         return f"is empty, and {words}"
-    if kind == "string_type" and isinstance(node.value, int | float):
+    if kind == "string_type" and node is not None and isinstance(node.value, int | float):
         return f"{words}: put it in quotes"
     return words
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailrace.errors import TailraceError
@@ -324,7 +324,7 @@ _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
-    max_leaves=8,
+    max_leaves=4,
 )
 _columns = st.dictionaries(_text, _json, max_size=4)
 _items = st.lists(
@@ -337,10 +337,11 @@ _items = st.lists(
         columns=_columns,
         category=st.none() | _text,
     ),
-    max_size=5,
+    max_size=3,
 )
 
 
+@settings(max_examples=50)
 @given(_items)
 def test_items_written_are_those_read(tmp_path_factory: pytest.TempPathFactory, found: list[Item]) -> None:
     path = tmp_path_factory.mktemp("items") / "items.jsonl"
@@ -350,6 +351,7 @@ def test_items_written_are_those_read(tmp_path_factory: pytest.TempPathFactory, 
     assert fingerprint(again) == fingerprint(found)
 
 
+@settings(max_examples=50)
 @given(_items)
 def test_a_fingerprint_depends_on_items_and_their_order_but_not_that_of_keys(found: list[Item]) -> None:
     turned = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -534,6 +534,7 @@ _suites = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(_suites)
 def test_a_suite_survives_a_manifest(suite: Suite) -> None:
     again = restore(json.loads(json.dumps(dump(suite))))
