@@ -18,7 +18,7 @@ FILES = {
     "suite.yaml", "manifest.json", "items.jsonl", "answers", "judged", "samples.jsonl", "results.parquet",
     "summary.json", "report.html", ".lock",
 }  # fmt: skip
-JUDGED = {"type": "judge", "model": "fake-b", "rubric": "JUDGE {{ input }} / {{ answer }}"}
+JUDGED = {"type": "judge", "model": "fake-b", "rubric": "JUDGE {{ input }} / {{ answer }}. End with GRADE: x"}
 
 
 def grading(*texts: str) -> dict[str, Any]:
@@ -40,9 +40,8 @@ def test_models_by_items_by_samples(evaluation: Evaluation) -> None:
         (model, f"i{n}", sample) for model in ("fake", "other") for n in range(4) for sample in range(2)
     ]
     assert {s["text"] for s in samples} == {" tok0 tok1 tok2"}
-    for arm in evaluation.figures()["arms"]:
-        assert arm["scorers"]["includes"]["score"]["mean"] == 0.5
-        assert arm["cache"] == {"miss": 8}
+    assert evaluation.means(arm=0)["includes"] == evaluation.means(arm=1)["includes"] == 0.5
+    assert {arm["cache"]["miss"] for arm in evaluation.figures()["arms"]} == {8}
     assert "includes" in told
     assert "report.html" in told
     assert evaluation.manifest()["status"] == "completed"
@@ -75,7 +74,7 @@ def test_a_changed_model_is_asked_alone(evaluation: Evaluation) -> None:
     assert "4 answers to the same requests are those of" in told
     first, second = evaluation.figures(0)["arms"][0], evaluation.figures(1)["arms"][0]
     assert first["answer_cost_nano"] == second["answer_cost_nano"] > 0
-    assert evaluation.figures(1)["arms"][0]["outcomes"] == {"truncated": 4}
+    assert evaluation.outcomes() == {"truncated": 4}
 
 
 def test_fresh_asks_anew(evaluation: Evaluation) -> None:
@@ -99,17 +98,10 @@ def test_overrides(evaluation: Evaluation) -> None:
 
 def test_failed_rows_are_told_and_asked_again_by_resume(evaluation: Evaluation) -> None:
     """Errors are counted apart from wrong answers; resume sends nothing but them."""
-    evaluation.suite(
-        models=["fake", "fake-b"],
-        params={"fake": [{"status": 500}, {"chunks": 3}]},
-        max_error_rate=1,
-        samples=1,
-    )
     evaluation.suite(params={"fake": {"status": 500}}, max_error_rate=1)
     evaluation.done("run", "suite.yaml", code=3)
-    (arm,) = evaluation.figures()["arms"]
-    assert arm["outcomes"] == {"error": 4}
-    assert arm["scorers"]["includes"]["score"] is None
+    assert evaluation.outcomes() == {"error": 4}
+    assert evaluation.means() == {"includes": None}
     assert evaluation.samples()[0]["error"]["code"]
     evaluation.done("resume", "latest", code=3)
     assert len(evaluation.asked()) == 8
@@ -135,11 +127,11 @@ def test_a_budget_stops_it_and_a_larger_one_goes_on(evaluation: Evaluation) -> N
     assert manifest["status"] == "stopped"
     asked = len(evaluation.asked())
     assert 0 < asked < 40
-    outcomes = evaluation.figures()["arms"][0]["outcomes"]
+    outcomes = evaluation.outcomes()
     assert outcomes["answered"] + outcomes["missing"] == 40
     evaluation.done("resume", "latest", "--budget", "10")
     assert len(evaluation.asked()) - asked <= outcomes["missing"]
-    assert evaluation.figures()["arms"][0]["outcomes"] == {"answered": 40}
+    assert evaluation.outcomes() == {"answered": 40}
     assert evaluation.manifest()["status"] == "completed"
 
 
@@ -162,11 +154,12 @@ def test_what_the_server_refuses_is_told_before_anything_is_asked(evaluation: Ev
 def test_a_judge_grades_and_is_paid(evaluation: Evaluation) -> None:
     """Its completions are batches like the others: in the books, in the figures, and not asked twice."""
     evaluation.suite(
-        models=["priced:fake"], scorers=["includes", grading("Well said.\nGRADE: P") | {"model": "priced:x"}]
+        models=["priced:fake"],
+        scorers=["includes", grading("Well said.\nGRADE: P") | {"model": "priced:fake-b"}],
     )
     evaluation.done("run", "suite.yaml")
     figures = evaluation.figures()
-    assert figures["arms"][0]["scorers"]["judge"]["score"]["mean"] == 0.5
+    assert evaluation.means()["judge"] == 0.5
     (judge,) = figures["judges"]
     assert (judge["graded"], judge["failed"]) == (4, 0)
     assert judge["cost_nano"] > 0
@@ -203,7 +196,7 @@ def test_a_function_of_the_users_own(evaluation: Evaluation) -> None:
     )
     evaluation.suite(scorers=[{"type": "function", "function": "mine:half"}])
     evaluation.done("run", "suite.yaml")
-    assert evaluation.figures()["arms"][0]["scorers"]["function"]["score"]["mean"] == 0.75
+    assert evaluation.means() == {"function": 0.75}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +240,7 @@ def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluatio
     assert evaluation.json("list")["status"] == "detached"
     evaluation.done("resume", "latest")
     assert len(evaluation.asked()) == 30
-    assert evaluation.figures()["arms"][0]["outcomes"] == {"answered": 30}
+    assert evaluation.outcomes() == {"answered": 30}
 
 
 def test_two_commands_do_not_work_on_one_run(evaluation: Evaluation) -> None:
@@ -273,7 +266,7 @@ def test_dry_run_asks_nothing_and_leaves_nothing(evaluation: Evaluation) -> None
     told = evaluation.done("run", "suite.yaml", "--dry-run")
     assert "[system] Be brief." in told
     assert f"[user] {evaluation.mark} 0?" in told
-    assert f"[user] JUDGE {evaluation.mark} 0 / (the answer)" in told
+    assert f"[user] JUDGE {evaluation.mark} 0 / (the answer). End with GRADE: x" in told
     found = evaluation.json("run", "suite.yaml", "--dry-run")
     parts = {part["label"]: part for part in found["parts"]}
     priced = parts["priced:fake"]

@@ -82,6 +82,15 @@ class Evaluation:
     def figures(self, run: int = -1) -> dict[str, Any]:
         return json.loads((self.runs[run] / "summary.json").read_text())["figures"]
 
+    def outcomes(self, run: int = -1, arm: int = 0) -> dict[str, int]:
+        """Of one arm, those that there are."""
+        return {name: n for name, n in self.figures(run)["arms"][arm]["outcomes"].items() if n}
+
+    def means(self, run: int = -1, arm: int = 0) -> dict[str, float | None]:
+        """Of one arm, by scorer."""
+        scorers = self.figures(run)["arms"][arm]["scorers"].items()
+        return {name: scorer["score"] and scorer["score"]["mean"] for name, scorer in scorers}
+
     def asked(self, model: str | None = None) -> list[Received]:
         """What the backend was asked about the items, by one model or all."""
         found = [call for call in self.stack.backend.completions if call.prompt.startswith(self.mark)]
