@@ -12,7 +12,10 @@ from tailrace.evaluation.standing import Named
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+#: The column of labels.
+ARM = "arm"
 #: Pairs that are shown for a scorer; the report has all of them.
 PAIRS = 10
 #: Counts that have a column where there are any; on a narrow terminal, one together.
@@ -65,14 +68,14 @@ def _scores(figures: Figures, scorer: str, console: Console) -> Table:
     for less in (("cached",), ("tok/s",), ("p90",), ("pass@",), REST, ("p50",), ("cost",)):
         if _width(columns, console) > console.width:
             columns = _without(columns, less)
-    return table(columns, console)
+    return table(columns, console, head=scorer)
 
 
 def _columns(arms: list[Named], scorer: str) -> dict[str, list[str]]:
     """Name → cells, the arms' labels first. Counts that are nowhere have no column; right and wrong always have."""
     own = [arm.figures for arm in arms]
     found = [arm.scorers[scorer] for arm in own]
-    columns = {scorer: [arm.label for arm in arms]}
+    columns = {ARM: [arm.label for arm in arms]}
     columns["score"] = [formats.score(f.score) for f in found]
     columns["95%"] = [formats.interval(f.score) or formats.NONE for f in found]
     most = max((k for f in found for k in f.pass_at), default=1)
@@ -140,15 +143,18 @@ def pair_columns(pairs: list[PairFigures]) -> dict[str, list[str]]:
     }
 
 
-def table(columns: dict[str, list[str]], console: Console, *, texts: int = 1) -> Table:
-    """Lines on a terminal, plain columns elsewhere. The first ``texts`` columns are texts, which may be folded."""
+def table(
+    columns: dict[str, list[str]], console: Console, *, texts: int = 1, head: str | None = None
+) -> Table:
+    """Lines on a terminal, plain columns elsewhere. The first ``texts`` columns are texts, which may be folded;
+    ``head`` is what to call the first of them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     made = Table(box=SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for place, name in enumerate(columns):
         if place < texts:
-            made.add_column(_plain(name), overflow="fold")
+            made.add_column(_plain(name if place or head is None else head), overflow="fold")
         else:
             made.add_column(_plain(name), justify="right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
@@ -159,8 +165,8 @@ def table(columns: dict[str, list[str]], console: Console, *, texts: int = 1) ->
 def _width(columns: dict[str, list[str]], console: Console) -> int:
     from rich.cells import cell_len
 
-    gap = 3 if console.is_terminal else 2
-    return sum(max(map(cell_len, (name, *cells))) + gap for name, cells in columns.items())
+    gap, edges = (3, 2) if console.is_terminal else (2, 0)
+    return sum(max(map(cell_len, (name, *cells))) + gap for name, cells in columns.items()) - gap + edges
 
 
 def _errors(figures: Figures, console: Console) -> None:
@@ -176,8 +182,8 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(_plain(text), style=style, highlight=False, soft_wrap=True)
 
 
-def _plain(text: str) -> str:
+def _plain(text: str) -> Text:
     """No markup of rich's, and nothing that a terminal would take for an order or can't be written at all."""
-    from rich.markup import escape
+    from rich.text import Text
 
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in text))
+    return Text("".join(c if c.isprintable() else "\ufffd" for c in text))

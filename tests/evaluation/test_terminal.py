@@ -1,0 +1,106 @@
+"""A run's summary on terminals of any width, and in a pipe."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from tailrace.evaluation import terminal
+from tailrace.evaluation.figures import Figures
+from tests.support.evaluation import Run, made_run
+
+
+def shown(run: Run, width: int | None = None) -> str:
+    """In a pipe where there is no width."""
+    file = io.StringIO()
+    if width is None:
+        console = terminal.make_console(file)
+    else:
+        console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    terminal.summary(run.info, run.figures, console, report="runs/1/report.html")
+    return file.getvalue()
+
+
+def test_a_pipe_gets_plain_columns_with_all_that_there_is() -> None:
+    run = made_run()
+    lines = shown(run).splitlines()
+    head = next(line for line in lines if line.startswith("numeric"))
+    names = "numeric score 95% pass@2 right wrong truncated refused error cost p50 p90 tok/s cached"
+    assert head.split() == names.split()
+    row = next(line for line in lines if line.startswith("acme:large-2")).split()
+    verdicts = run.figures.arms[0].scorers["numeric"].verdicts
+    assert row[4:9] == [str(verdicts[name]) for name in ("right", "wrong", "truncated", "refused", "error")]
+    assert "report: runs/1/report.html" in lines
+    assert any(
+        line.startswith("judge judge (acme:judge-large): 711 graded, 9 failed, $0.412") for line in lines
+    )
+    assert not any("─" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_tables_fit_the_terminal(width: int) -> None:
+    """Columns that there is no room for are left out, and none is cut."""
+    text = shown(made_run(arms=5), width)
+    tables = [line for line in text.splitlines() if line.startswith(" ")]
+    assert tables
+    assert max(map(cell_len, tables)) <= width
+    assert "…" not in text
+
+
+def test_on_a_narrow_terminal_the_rarer_verdicts_are_one_count() -> None:
+    run = made_run()
+    verdicts = run.figures.arms[0].scorers["judge"].verdicts
+    rest = sum(count for name, count in verdicts.items() if name not in {"right", "wrong"})
+    table = shown(run, 80).split(" judge ")[1].splitlines()
+    assert table[0].split()[:5] == ["score", "95%", "right", "wrong", "other"]
+    row = next(line for line in table if "acme:large-2" in line).split()
+    assert row[3:6] == [str(verdicts["right"]), str(verdicts["wrong"]), str(rest)]
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_names_are_no_markup_and_no_orders(width: int | None) -> None:
+    run = made_run(arms=2, items=20)
+    names = ["[red]x[/x] [/]", "名前\x1b[31m\n\ud800:smile:"]
+    arms = [
+        msgspec.structs.replace(arm, key=name, model=name, errors={"[/bold]": 1})
+        for arm, name in zip(run.figures.arms, names, strict=True)
+    ]
+    pairs = [msgspec.structs.replace(pair, a=names[0], b=names[1]) for pair in run.figures.pairs]
+    info = msgspec.structs.replace(run.info, suite="[/suite]", reason="[red]")
+    text = shown(Run(info, msgspec.structs.replace(run.figures, arms=arms, pairs=pairs), []), width)
+    assert "[red]x[/x] [/]" in text
+    assert "名前" in text
+    assert ":smile:" in text
+    assert "[/suite]" in text
+    assert "[31m" not in text.replace("�[31m", "")
+    text.encode()
+
+
+def test_a_scorer_may_have_the_name_of_a_column() -> None:
+    run = made_run(items=20)
+    arms = [
+        msgspec.structs.replace(arm, scorers={"cached": arm.scorers["numeric"], "cost": arm.scorers["judge"]})
+        for arm in run.figures.arms
+    ]
+    figures = Figures(arms, [], [], 20, 120)
+    info = msgspec.structs.replace(run.info, scorers=["cached", "cost"])
+    for width in (None, 60):
+        text = shown(Run(info, figures, []), width)
+        assert text.count("acme:large-2") >= 4
+
+
+def test_many_pairs_are_for_the_report() -> None:
+    run = made_run(arms=5, items=20)
+    pairs = [pair for pair in run.figures.pairs if pair.scorer == "numeric"]
+    more = [*pairs, *pairs]
+    text = shown(Run(run.info, msgspec.structs.replace(run.figures, pairs=more), []))
+    assert "and 10 more pairs, which the report shows" in text
+
+
+def test_a_run_without_figures_is_said_to_have_none() -> None:
+    run = made_run(items=1)
+    assert "No sample has a score yet." in shown(Run(run.info, Figures([], [], [], 0, 0), []))
