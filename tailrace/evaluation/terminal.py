@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from tailrace.evaluation import formats, standing
-from tailrace.evaluation.figures import Figures, PairFigures, RunInfo
-from tailrace.evaluation.shapes import Verdict
+from tailrace.evaluation.figures import Estimate, Figures, PairFigures, RunInfo
+from tailrace.evaluation.shapes import Sample, Verdict
 from tailrace.evaluation.standing import Named
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 ARM = "arm"
 #: Pairs that are shown for a scorer; the report has all of them.
 PAIRS = 10
+#: Items of each kind of change between two runs, and characters of an answer to one of them.
+CHANGES, ANSWER = 20, 32
 #: Counts that have a column where there are any; on a narrow terminal, one together.
 REST = tuple(verdict.value for verdict in Verdict if verdict not in {Verdict.RIGHT, Verdict.WRONG})
 #: Columns where nobody looks at them: nothing is wrapped.
@@ -176,6 +179,140 @@ def _errors(figures: Figures, console: Console) -> None:
             _say(
                 console, f"errors of {arm.label}: " + ", ".join(f"{code} {count:,}" for code, count in counts)
             )
+
+
+# -------------------------------------------------------------------------------------------- two runs, compared
+
+
+class Change(Protocol):
+    """What is shown of ``comparison.Change``."""
+
+    @property
+    def item(self) -> str: ...
+    @property
+    def a(self) -> float | None: ...
+    @property
+    def b(self) -> float | None: ...
+    @property
+    def a_samples(self) -> list[Sample]: ...
+    @property
+    def b_samples(self) -> list[Sample]: ...
+
+
+class ArmComparison(Protocol):
+    """What is shown of ``comparison.ArmComparison``: figures with b, the later run's arm, against a."""
+
+    @property
+    def a(self) -> str: ...
+    @property
+    def b(self) -> str: ...
+    @property
+    def figures(self) -> PairFigures | None: ...
+    @property
+    def a_score(self) -> Estimate | None: ...
+    @property
+    def b_score(self) -> Estimate | None: ...
+    @property
+    def regressions(self) -> Sequence[Change]: ...
+    @property
+    def improvements(self) -> Sequence[Change]: ...
+    @property
+    def lost(self) -> Sequence[Change]: ...
+    @property
+    def gained(self) -> Sequence[Change]: ...
+    @property
+    def only_a(self) -> list[str]: ...
+    @property
+    def only_b(self) -> list[str]: ...
+
+
+class RunComparison(Protocol):
+    """What is shown of ``comparison.RunComparison``."""
+
+    @property
+    def scorer(self) -> str: ...
+    @property
+    def arms(self) -> Sequence[ArmComparison]: ...
+    @property
+    def unmatched_a(self) -> list[str]: ...
+    @property
+    def unmatched_b(self) -> list[str]: ...
+
+
+def comparison(a: str, b: str, found: RunComparison, console: Console, *, items: int = CHANGES) -> None:
+    """Run b against run a under one scorer (both by their ids): a row for each arm, then the items that changed,
+    regressions first, ``items`` of each kind."""
+    _say(console, f"{b} against {a}, by {found.scorer}", "bold")
+    arms = found.arms
+    pairs = [arm.figures for arm in arms if arm.figures is not None]
+    if pairs:
+        both = [arm for arm in arms if arm.figures is not None]
+        columns = {
+            ARM: [_both(arm) for arm in both],
+            "before": [formats.score(arm.a_score) for arm in both],
+            "after": [formats.score(arm.b_score) for arm in both],
+            **pair_columns(pairs),
+        }
+        for less in ("won/lost/tied", "95%"):
+            if _width(columns, console) > console.width:
+                del columns[less]
+        console.print(table(columns, console))
+    for arm in arms:
+        _changes(arm, found.scorer, console, items)
+    for run, keys in ((a, found.unmatched_a), (b, found.unmatched_b)):
+        if keys:
+            _say(console, f"only in {run}: {', '.join(keys)}")
+
+
+def _both(arm: ArmComparison) -> str:
+    return arm.b if arm.a == arm.b else f"{arm.a} → {arm.b}"
+
+
+def _changes(arm: ArmComparison, scorer: str, console: Console, items: int) -> None:
+    for title, changes in (
+        ("worse", arm.regressions),
+        ("without a score now", arm.lost),
+        ("better", arm.improvements),
+        ("with a score now", arm.gained),
+    ):
+        if not changes:
+            continue
+        console.print()
+        more = f", the first {items}" if len(changes) > items else ""
+        _say(console, f"{_both(arm)}: {_items(len(changes))} {title}{more}")
+        shown = changes[:items]
+        columns = {
+            "item": [change.item for change in shown],
+            "answer before": [_answer(change.a_samples, scorer) for change in shown],
+            "answer after": [_answer(change.b_samples, scorer) for change in shown],
+            "before": [formats.NONE if change.a is None else formats.percent(change.a) for change in shown],
+            "after": [formats.NONE if change.b is None else formats.percent(change.b) for change in shown],
+        }
+        console.print(table(columns, console, texts=3))
+    for title, ids in (("no longer asked", arm.only_a), ("new", arm.only_b)):
+        if ids:
+            _say(console, f"{_both(arm)}: {_items(len(ids))} {title}")
+
+
+def _items(count: int) -> str:
+    return f"{count:,} item" if count == 1 else f"{count:,} items"
+
+
+def _answer(samples: Iterable[Sample], scorer: str) -> str:
+    """What the worst of the samples said, in one short line: what the scorer took, or the end of the text."""
+
+    def value(sample: Sample) -> float:
+        score = sample.scores.get(scorer)
+        return -1.0 if score is None or score.value is None else score.value
+
+    sample = min(samples, key=value, default=None)
+    if sample is None:
+        return formats.NONE
+    if sample.error is not None:
+        return f"error: {sample.error.code}"[:ANSWER]
+    score = sample.scores.get(scorer)
+    said = " ".join(((score and score.answer) or sample.text or "").split())
+    return said if len(said) <= ANSWER else "…" + said[1 - ANSWER :]
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

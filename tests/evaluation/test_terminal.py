@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tailrace.evaluation import terminal
-from tailrace.evaluation.figures import Figures
+from tailrace.evaluation.figures import Estimate, Figures
+from tailrace.evaluation.shapes import Outcome, Sample, Score
 from tests.support.evaluation import Run, made_run
 
 
@@ -104,3 +107,75 @@ def test_many_pairs_are_for_the_report() -> None:
 def test_a_run_without_figures_is_said_to_have_none() -> None:
     run = made_run(items=1)
     assert "No sample has a score yet." in shown(Run(run.info, Figures([], [], [], 0, 0), []))
+
+
+# -------------------------------------------------------------------------------------------- two runs, compared
+
+
+def _sample(item: str, text: str, value: float | None, answer: str | None = None) -> Sample:
+    scores = {} if value is None else {"numeric": Score(value, answer)}
+    return Sample("k", "m", "p", item, 0, None, Outcome.ANSWERED, text, scores=scores)
+
+
+def _change(
+    item: str, a: float | None, b: float | None, text: str = "then", answer: str | None = None
+) -> Any:
+    samples = [_sample(item, "now right", 1.0), _sample(item, text, b, answer)]
+    return SimpleNamespace(item=item, a=a, b=b, a_samples=[_sample(item, "as it was", a)], b_samples=samples)
+
+
+def _compared(run: Run, **lists: list[Any]) -> Any:
+    figures = run.figures.pairs[0]
+    score = Estimate(0.75, 0.7, 0.8, 30, 60, "t")
+    empty: dict[str, list[Any]] = {
+        name: [] for name in ("regressions", "improvements", "lost", "gained", "only_a", "only_b")
+    }
+    arm = SimpleNamespace(a="k1", b="k2", figures=figures, a_score=score, b_score=None, **{**empty, **lists})
+    return SimpleNamespace(scorer="numeric", arms=[arm], unmatched_a=["[old]"], unmatched_b=[])
+
+
+def _compare(found: Any, width: int = 200, items: int = 20) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=False)
+    terminal.comparison("run-1", "run-2", found, console, items=items)
+    return file.getvalue()
+
+
+def test_two_runs_are_shown_with_regressions_first() -> None:
+    found = _compared(
+        made_run(items=20),
+        improvements=[_change("q-9", 0.0, 1.0)],
+        regressions=[_change("q-[7]", 1.0, 0.0, "It is 12.", "12"), _change("q-8", 1.0, 0.5)],
+        lost=[_change("q-5", 1.0, None)],
+        only_b=["q-100"],
+    )
+    lines = [line.rstrip() for line in _compare(found).splitlines()]
+    assert lines[0] == "run-2 against run-1, by numeric"
+    worse, gone, better = (
+        lines.index(f"k1 → k2: {what}")
+        for what in ("2 items worse", "1 item without a score now", "1 item better")
+    )
+    assert worse < gone < better
+    assert lines[worse + 2].split() == ["q-[7]", "as", "it", "was", "12", "100%", "0%"]
+    assert lines[worse + 3].split() == ["q-8", "as", "it", "was", "then", "100%", "50.0%"]
+    assert lines[gone + 2].split()[-2:] == ["100%", "–"]
+    assert "k1 → k2: 1 item new" in lines
+    assert "only in run-1: [old]" in lines
+
+
+def test_of_many_changes_the_first_are_shown() -> None:
+    found = _compared(made_run(items=20), regressions=[_change(f"q-{n}", 1.0, 0.0) for n in range(30)])
+    text = _compare(found, items=3)
+    assert "30 items worse, the first 3" in text
+    assert "q-2 " in text
+    assert "q-3 " not in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_long_answer_is_cut_at_its_beginning(width: int) -> None:
+    found = _compared(
+        made_run(items=20), regressions=[_change("q-1", 1.0, 0.0, "so " * 90 + "\n\nit is 12.")]
+    )
+    text = _compare(found, width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert "it is 12." in " ".join(text.split())

@@ -27,7 +27,9 @@ def test_a_scale_has_room_for_its_values_and_names_them_by_round_ones(values: li
     assert 2 <= len(scale.ticks) <= 8
     places = [scale.place(value) for value in sorted(values)]
     assert places == sorted(places)
-    assert all(svg.LEFT - 1e-9 <= place <= svg.RIGHT + 1e-9 for place in [*places, *map(scale.place, scale.ticks)])
+    assert all(
+        svg.LEFT - 1e-9 <= place <= svg.RIGHT + 1e-9 for place in [*places, *map(scale.place, scale.ticks)]
+    )
 
 
 @given(st.lists(amounts | st.just(0.0), max_size=6))
