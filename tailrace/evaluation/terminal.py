@@ -21,6 +21,8 @@ ARM = "arm"
 PAIRS = 10
 #: Items of each kind of change between two runs, and characters of an answer to one of them.
 CHANGES, ANSWER = 20, 32
+#: Kinds of changes for the worse.
+WORSE = ("worse", "without a score now")
 #: Counts that have a column where there are any; on a narrow terminal, one together.
 REST = tuple(verdict.value for verdict in Verdict if verdict not in {Verdict.RIGHT, Verdict.WRONG})
 #: Columns where nobody looks at them: nothing is wrapped.
@@ -283,8 +285,8 @@ def _changes(arm: ArmComparison, scorer: str, console: Console, items: int) -> N
         shown = changes[:items]
         columns = {
             "item": [change.item for change in shown],
-            "answer before": [_answer(change.a_samples, scorer) for change in shown],
-            "answer after": [_answer(change.b_samples, scorer) for change in shown],
+            "answer before": [_answer(change.a_samples, scorer, best=title in WORSE) for change in shown],
+            "answer after": [_answer(change.b_samples, scorer, best=title not in WORSE) for change in shown],
             "before": [formats.NONE if change.a is None else formats.percent(change.a) for change in shown],
             "after": [formats.NONE if change.b is None else formats.percent(change.b) for change in shown],
         }
@@ -298,14 +300,15 @@ def _items(count: int) -> str:
     return f"{count:,} item" if count == 1 else f"{count:,} items"
 
 
-def _answer(samples: Iterable[Sample], scorer: str) -> str:
-    """What the worst of the samples said, in one short line: what the scorer took, or the end of the text."""
+def _answer(samples: Iterable[Sample], scorer: str, *, best: bool) -> str:
+    """What the best or the worst of the samples said, so that the change is seen; in one short line, of what the scorer
+    took or the end of the text."""
 
     def value(sample: Sample) -> float:
         score = sample.scores.get(scorer)
         return -1.0 if score is None or score.value is None else score.value
 
-    sample = min(samples, key=value, default=None)
+    sample = (max if best else min)(samples, key=value, default=None)
     if sample is None:
         return formats.NONE
     if sample.error is not None:

@@ -120,8 +120,10 @@ def _sample(item: str, text: str, value: float | None, answer: str | None = None
 def _change(
     item: str, a: float | None, b: float | None, text: str = "then", answer: str | None = None
 ) -> Any:
-    samples = [_sample(item, "now right", 1.0), _sample(item, text, b, answer)]
-    return SimpleNamespace(item=item, a=a, b=b, a_samples=[_sample(item, "as it was", a)], b_samples=samples)
+    """Each run has a sample more, which came out the same way in both."""
+    before = [_sample(item, "the same", 0.5), _sample(item, "as it was", a)]
+    after = [_sample(item, "the same", 0.5), _sample(item, text, b, answer)]
+    return SimpleNamespace(item=item, a=a, b=b, a_samples=before, b_samples=after)
 
 
 def _compared(run: Run, **lists: list[Any]) -> Any:
@@ -145,7 +147,7 @@ def test_two_runs_are_shown_with_regressions_first() -> None:
     found = _compared(
         made_run(items=20),
         improvements=[_change("q-9", 0.0, 1.0)],
-        regressions=[_change("q-[7]", 1.0, 0.0, "It is 12.", "12"), _change("q-8", 1.0, 0.5)],
+        regressions=[_change("q-[7]", 1.0, 0.0, "It is 12.", "12"), _change("q-8", 1.0, 0.25)],
         lost=[_change("q-5", 1.0, None)],
         only_b=["q-100"],
     )
@@ -157,8 +159,9 @@ def test_two_runs_are_shown_with_regressions_first() -> None:
     )
     assert worse < gone < better
     assert lines[worse + 2].split() == ["q-[7]", "as", "it", "was", "12", "100%", "0%"]
-    assert lines[worse + 3].split() == ["q-8", "as", "it", "was", "then", "100%", "50.0%"]
+    assert lines[worse + 3].split() == ["q-8", "as", "it", "was", "then", "100%", "25.0%"]
     assert lines[gone + 2].split()[-2:] == ["100%", "–"]
+    assert lines[better + 2].split() == ["q-9", "as", "it", "was", "then", "0%", "100%"]
     assert "k1 → k2: 1 item new" in lines
     assert "only in run-1: [old]" in lines
 
