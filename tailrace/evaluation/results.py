@@ -26,7 +26,7 @@ from tailrace.errors import TailraceError
 from tailrace.evaluation.shapes import Failure, Item, Outcome, Record, Sample, Score
 
 #: Rows of a row group of a Parquet file; fewer where their texts come to ``GROUP_CHARACTERS``.
-GROUP_ROWS = 5_000
+GROUP_ROWS = 2_000
 #: Characters of the texts of a row group.
 GROUP_CHARACTERS = 16 * 1024 * 1024
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from tailrace.evaluation import formats, standing
-from tailrace.evaluation.figures import Figures, PairFigures, RunInfo
-from tailrace.evaluation.shapes import Verdict
+from tailrace.evaluation.figures import Estimate, Figures, PairFigures, RunInfo
+from tailrace.evaluation.shapes import Sample, Verdict
 from tailrace.evaluation.standing import Named
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+#: The column of labels.
+ARM = "arm"
 #: Pairs that are shown for a scorer; the report has all of them.
 PAIRS = 10
+#: Items of each kind of change between two runs, and characters of an answer to one of them.
+CHANGES, ANSWER = 20, 32
+#: Kinds of changes for the worse.
+WORSE = ("worse", "without a score now")
 #: Counts that have a column where there are any; on a narrow terminal, one together.
 REST = tuple(verdict.value for verdict in Verdict if verdict not in {Verdict.RIGHT, Verdict.WRONG})
 #: Columns where nobody looks at them: nothing is wrapped.
@@ -65,14 +73,14 @@ def _scores(figures: Figures, scorer: str, console: Console) -> Table:
     for less in (("cached",), ("tok/s",), ("p90",), ("pass@",), REST, ("p50",), ("cost",)):
         if _width(columns, console) > console.width:
             columns = _without(columns, less)
-    return table(columns, console)
+    return table(columns, console, head=scorer)
 
 
 def _columns(arms: list[Named], scorer: str) -> dict[str, list[str]]:
     """Name → cells, the arms' labels first. Counts that are nowhere have no column; right and wrong always have."""
     own = [arm.figures for arm in arms]
     found = [arm.scorers[scorer] for arm in own]
-    columns = {scorer: [arm.label for arm in arms]}
+    columns = {ARM: [arm.label for arm in arms]}
     columns["score"] = [formats.score(f.score) for f in found]
     columns["95%"] = [formats.interval(f.score) or formats.NONE for f in found]
     most = max((k for f in found for k in f.pass_at), default=1)
@@ -140,15 +148,18 @@ def pair_columns(pairs: list[PairFigures]) -> dict[str, list[str]]:
     }
 
 
-def table(columns: dict[str, list[str]], console: Console, *, texts: int = 1) -> Table:
-    """Lines on a terminal, plain columns elsewhere. The first ``texts`` columns are texts, which may be folded."""
+def table(
+    columns: dict[str, list[str]], console: Console, *, texts: int = 1, head: str | None = None
+) -> Table:
+    """Lines on a terminal, plain columns elsewhere. The first ``texts`` columns are texts, which may be folded;
+    ``head`` is what to call the first of them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     made = Table(box=SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for place, name in enumerate(columns):
         if place < texts:
-            made.add_column(_plain(name), overflow="fold")
+            made.add_column(_plain(name if place or head is None else head), overflow="fold")
         else:
             made.add_column(_plain(name), justify="right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
@@ -159,8 +170,8 @@ def table(columns: dict[str, list[str]], console: Console, *, texts: int = 1) ->
 def _width(columns: dict[str, list[str]], console: Console) -> int:
     from rich.cells import cell_len
 
-    gap = 3 if console.is_terminal else 2
-    return sum(max(map(cell_len, (name, *cells))) + gap for name, cells in columns.items())
+    gap, edges = (3, 2) if console.is_terminal else (2, 0)
+    return sum(max(map(cell_len, (name, *cells))) + gap for name, cells in columns.items()) - gap + edges
 
 
 def _errors(figures: Figures, console: Console) -> None:
@@ -172,12 +183,147 @@ def _errors(figures: Figures, console: Console) -> None:
             )
 
 
+# -------------------------------------------------------------------------------------------- two runs, compared
+
+
+class Change(Protocol):
+    """What is shown of ``comparison.Change``."""
+
+    @property
+    def item(self) -> str: ...
+    @property
+    def a(self) -> float | None: ...
+    @property
+    def b(self) -> float | None: ...
+    @property
+    def a_samples(self) -> list[Sample]: ...
+    @property
+    def b_samples(self) -> list[Sample]: ...
+
+
+class ArmComparison(Protocol):
+    """What is shown of ``comparison.ArmComparison``: figures with b, the later run's arm, against a."""
+
+    @property
+    def a(self) -> str: ...
+    @property
+    def b(self) -> str: ...
+    @property
+    def figures(self) -> PairFigures | None: ...
+    @property
+    def a_score(self) -> Estimate | None: ...
+    @property
+    def b_score(self) -> Estimate | None: ...
+    @property
+    def regressions(self) -> Sequence[Change]: ...
+    @property
+    def improvements(self) -> Sequence[Change]: ...
+    @property
+    def lost(self) -> Sequence[Change]: ...
+    @property
+    def gained(self) -> Sequence[Change]: ...
+    @property
+    def only_a(self) -> list[str]: ...
+    @property
+    def only_b(self) -> list[str]: ...
+
+
+class RunComparison(Protocol):
+    """What is shown of ``comparison.RunComparison``."""
+
+    @property
+    def scorer(self) -> str: ...
+    @property
+    def arms(self) -> Sequence[ArmComparison]: ...
+    @property
+    def unmatched_a(self) -> list[str]: ...
+    @property
+    def unmatched_b(self) -> list[str]: ...
+
+
+def comparison(a: str, b: str, found: RunComparison, console: Console, *, items: int = CHANGES) -> None:
+    """Run b against run a under one scorer (both by their ids): a row for each arm, then the items that changed,
+    regressions first, ``items`` of each kind."""
+    _say(console, f"{b} against {a}, by {found.scorer}", "bold")
+    arms = found.arms
+    pairs = [arm.figures for arm in arms if arm.figures is not None]
+    if pairs:
+        both = [arm for arm in arms if arm.figures is not None]
+        columns = {
+            ARM: [_both(arm) for arm in both],
+            "before": [formats.score(arm.a_score) for arm in both],
+            "after": [formats.score(arm.b_score) for arm in both],
+            **pair_columns(pairs),
+        }
+        for less in ("won/lost/tied", "95%"):
+            if _width(columns, console) > console.width:
+                del columns[less]
+        console.print(table(columns, console))
+    for arm in arms:
+        _changes(arm, found.scorer, console, items)
+    for run, keys in ((a, found.unmatched_a), (b, found.unmatched_b)):
+        if keys:
+            _say(console, f"only in {run}: {', '.join(keys)}")
+
+
+def _both(arm: ArmComparison) -> str:
+    return arm.b if arm.a == arm.b else f"{arm.a} → {arm.b}"
+
+
+def _changes(arm: ArmComparison, scorer: str, console: Console, items: int) -> None:
+    for title, changes in (
+        ("worse", arm.regressions),
+        ("without a score now", arm.lost),
+        ("better", arm.improvements),
+        ("with a score now", arm.gained),
+    ):
+        if not changes:
+            continue
+        console.print()
+        more = f", the first {items}" if len(changes) > items else ""
+        _say(console, f"{_both(arm)}: {_items(len(changes))} {title}{more}")
+        shown = changes[:items]
+        columns = {
+            "item": [change.item for change in shown],
+            "answer before": [_answer(change.a_samples, scorer, best=title in WORSE) for change in shown],
+            "answer after": [_answer(change.b_samples, scorer, best=title not in WORSE) for change in shown],
+            "before": [formats.NONE if change.a is None else formats.percent(change.a) for change in shown],
+            "after": [formats.NONE if change.b is None else formats.percent(change.b) for change in shown],
+        }
+        console.print(table(columns, console, texts=3))
+    for title, ids in (("no longer asked", arm.only_a), ("new", arm.only_b)):
+        if ids:
+            _say(console, f"{_both(arm)}: {_items(len(ids))} {title}")
+
+
+def _items(count: int) -> str:
+    return f"{count:,} item" if count == 1 else f"{count:,} items"
+
+
+def _answer(samples: Iterable[Sample], scorer: str, *, best: bool) -> str:
+    """What the best or the worst of the samples said, so that the change is seen; in one short line, of what the scorer
+    took or the end of the text."""
+
+    def value(sample: Sample) -> float:
+        score = sample.scores.get(scorer)
+        return -1.0 if score is None or score.value is None else score.value
+
+    sample = (max if best else min)(samples, key=value, default=None)
+    if sample is None:
+        return formats.NONE
+    if sample.error is not None:
+        return f"error: {sample.error.code}"[:ANSWER]
+    score = sample.scores.get(scorer)
+    said = " ".join(((score and score.answer) or sample.text or "").split())
+    return said if len(said) <= ANSWER else "…" + said[1 - ANSWER :]
+
+
 def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(_plain(text), style=style, highlight=False, soft_wrap=True)
 
 
-def _plain(text: str) -> str:
+def _plain(text: str) -> Text:
     """No markup of rich's, and nothing that a terminal would take for an order or can't be written at all."""
-    from rich.markup import escape
+    from rich.text import Text
 
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in text))
+    return Text("".join(c if c.isprintable() else "\ufffd" for c in text))

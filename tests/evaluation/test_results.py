@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailrace.errors import TailraceError
@@ -184,6 +184,7 @@ def test_parquet_has_a_typed_column_for_each_field(tmp_path: Path) -> None:
             assert cells[f"score.{name}"] == (score and score.value)
 
 
+@settings(max_examples=40)  # a file each
 @given(st.lists(rows(), max_size=3))
 def test_parquet_takes_any_text(tmp_path: Path, written: list[Row]) -> None:
     """Halves of surrogate pairs become U+FFFD, everything else is as it was."""

@@ -24,8 +24,8 @@ FLAGS = (
 
 
 @contextmanager
-def chromium(
-    profile: Path, *flags: str, logs: Mapping[str, str] | None = None, hosts: Sequence[str] = ()
+def started_chromium(
+    profile: Path, *, logs: Mapping[str, str] | None = None, hosts: Sequence[str] = ()
 ) -> Generator[Chrome]:
     """A browser with a profile of its own, an empty folder. ``hosts``: rules for names of hosts, ``MAP name
     address:port``. ``logs``: what ``get_log`` is to hold, log → level."""
@@ -34,7 +34,7 @@ def chromium(
     assert driver is not None, "install Debian's chromium-driver"
     options = ChromeOptions()
     options.binary_location = binary
-    for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     if hosts:
         options.add_argument("--host-resolver-rules=" + ", ".join(hosts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 
 from tests.support.api import CHAT, Api, ordered, text_of
+from tests.support.chromium import started_chromium
 from tests.support.stack import ORIGIN, Stack
 from tests.support.valkey import wait_until
 
@@ -67,32 +67,10 @@ def page_port() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def chromium(page_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """A browser to which our two origins are the page's server."""
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert binary is not None, "install Debian's chromium"
-    assert driver is not None, "install Debian's chromium-driver"
-    options = ChromeOptions()
-    options.binary_location = binary
-    hosts = [urlsplit(origin).hostname for origin in (ORIGIN, STRANGE_ORIGIN)]
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--no-proxy-server",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-        "--host-resolver-rules=" + ", ".join(f"MAP {host} 127.0.0.1:{page_port}" for host in hosts),
-    ):
-        options.add_argument(flag)
-    browser = Chrome(options, ChromeService(driver))
-    try:
+    names = [urlsplit(origin).hostname for origin in (ORIGIN, STRANGE_ORIGIN)]
+    hosts = [f"MAP {name} 127.0.0.1:{page_port}" for name in names]
+    with started_chromium(tmp_path_factory.mktemp("chromium"), hosts=hosts) as browser:
         yield browser
-    finally:
-        browser.quit()
 
 
 class Wire:

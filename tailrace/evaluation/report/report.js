@@ -384,15 +384,15 @@ function setUpForm() {
   byId("choose").replaceChildren(...arms.map((_, place) => el("label", null, el("input", { type: "checkbox", value: String(place), name: "side" }), armName(place))));
 
   let typing;
-  form.addEventListener("input", (event) => {
+  form.addEventListener("input", ({ target: { name, type, value } }) => {
+    if (type !== "search" && type !== "number") return;
     clearTimeout(typing);
-    const { name, type, value, checked } = event.target;
-    if (name === "side") {
-      const places = [...byId("choose").querySelectorAll("input:checked")].map((box) => box.value);
-      change({ arms: places.join(",") });
-    } else if (type === "checkbox") change({ [name]: checked ? "1" : "" });
-    else if (type === "search" || type === "number") typing = setTimeout(() => change({ [name]: value }), 150);
-    else change({ [name]: value });
+    typing = setTimeout(() => change({ [name]: value }), 150);
+  });
+  form.addEventListener("change", ({ target: { name, type, value, checked } }) => {
+    if (name === "side") change({ arms: [...byId("choose").querySelectorAll("input:checked")].map((box) => box.value).join(",") });
+    else if (type === "checkbox") change({ [name]: checked ? "1" : "" });
+    else if (type !== "search" && type !== "number") change({ [name]: value });
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", (event) => {
@@ -435,7 +435,7 @@ async function start() {
   for (const id of ["filters", "bar", "table"]) byId(id).hidden = false;
   const given = fromAddress();
   draw();
-  if (given) byId("samples").scrollIntoView({ behavior: "instant" });
+  if (given) byId("samples").scrollIntoView();
   document.documentElement.dataset.ready = "yes";
 }
 

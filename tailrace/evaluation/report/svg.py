@@ -104,7 +104,8 @@ def linear(
     found = list(values)
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
     if high - low < 1e-12:
-        low, high = low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1
+        room = 0.1 * (max(abs(low), abs(high)) if max(abs(low), abs(high)) > 1e-9 else 1.0)
+        low, high = low - room, high + room
     step = _step((high - low) / count)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     if floor is not None:
