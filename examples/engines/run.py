@@ -25,6 +25,7 @@ import rich.console
 
 import tailrace
 from tailrace.cli import output, running
+from tailrace.client import find_server
 from tailrace.embedded.options import Options
 from tailrace.embedded.stack import EmbeddedStack
 from tailrace.errors import TailraceError
@@ -44,6 +45,8 @@ LM_EVAL_REPEATS = (
 )
 #: Answers to each question with ``--epochs``; lm_eval_repeats.yaml says the same.
 EPOCHS = 3
+#: What an engine says goes into this file of its folder.
+OUTPUT = "output.txt"
 #: Seconds until the books must have what an engine has got.
 PATIENCE = 30.0
 #: Lines of an engine's output that are shown when it fails.
@@ -80,7 +83,8 @@ def inspect_accuracy(folder: Path) -> float:
     (log,) = folder.glob("*.json")
     found: Any = json.loads(log.read_text("utf-8"))
     if found["status"] != "success":
-        raise Failed(f"inspect_ai ended as {found['status']}: {log}")
+        error: Any = found.get("error") or {"message": f"see {folder / OUTPUT}"}
+        raise Failed(f"inspect_ai: {found['status']}: {error['message']}")
     return found["results"]["scores"][0]["metrics"]["accuracy"]["value"]
 
 
@@ -180,10 +184,10 @@ async def compare(asked: argparse.Namespace, url: str, api_key: str) -> int:
                 command = engine.words(bin=asked.bin, model=asked.model, url=url, folder=folder)
                 before, started = await Books.read(client), time.monotonic()
                 with console.status(f"{engine.name}, run {run}"):
-                    await execute(engine.name, command, folder / "output.txt", environment)
+                    await execute(engine.name, command, folder / OUTPUT, environment)
                 took = time.monotonic() - started
-                books = await settled(client, before, requests)
                 scores.append(engine.accuracy(folder))
+                books = await settled(client, before, requests)
                 given = books.hits + books.joins
                 console.print(
                     f"{engine.name:10} {run:5} {took:9.1f} {scores[-1]:10.3f} {books.misses:20} {given:16}"
@@ -215,8 +219,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     asked = arguments()
     if os.environ.get("TAILRACE_URL"):
-        url, api_key = os.environ["TAILRACE_URL"].rstrip("/"), os.environ.get("TAILRACE_API_KEY", "")
-        return asyncio.run(compare(asked, url, api_key))
+        url, api_key = find_server(None, None)
+        return asyncio.run(compare(asked, url.rstrip("/"), api_key))
     with tempfile.TemporaryDirectory(prefix="tailrace-engines-") as home:
         options = Options(
             home=Path(home),
