@@ -25,7 +25,7 @@ run: setup  ## the tour: a real model on the CPU, questions through the queue, a
 up: setup  ## the whole stack, with a local model, until Ctrl-C
 	@$(BIN)/tailrace up --local-model $(ARGS)
 
-# A home of its own: the answers stay there, and a second run finds them in its cache.
+# A home of its own, whose cache has the answers that are whole: a second run is faster.
 eval-demo: setup  ## an evaluation: 120 questions to a real model on the CPU and to a recorded one, and a report in runs/
 	@TAILRACE_PROVIDERS=examples/evaluation/providers.toml $(BIN)/tailrace eval run examples/evaluation/suite.yaml \
 		--runs runs --home .tailrace/eval-demo --local-model $(ARGS)

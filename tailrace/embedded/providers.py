@@ -58,13 +58,15 @@ def local_port(home: Path) -> int | None:
 
 
 def example_model(path: Path) -> str | None:
-    """A model name that requests may use: an alias, else a listed model; None where the file names none."""
+    """A model name that requests may use: a listed model, of the default provider if it has some, or an alias; None
+    where the file names none."""
     from schemas.providers import load_providers
 
-    providers = load_providers(path.read_text("utf-8"), source=str(path))
-    for model in providers.providers[providers.default].models or ():
+    found = load_providers(path.read_text("utf-8"), source=str(path))
+    for model in found.providers[found.default].models or ():
         return model
-    return next(iter(providers.aliases), None)
+    listed = (f"{name}:{model}" for name, each in found.providers.items() for model in each.models or ())
+    return next(iter(found.aliases), None) or next(listed, None)
 
 
 def _plan(home: Path, named: str | None, local_port: int | None) -> tuple[Path, str | None]:

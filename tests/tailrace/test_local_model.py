@@ -117,6 +117,15 @@ class TestBeside:
         found = loaded(providers.choose(home, str(named), PORT))
         assert [str(target) for target in found.resolve("auto").targets] == ["local:smollm2", "tape:any"]
 
+    def test_the_curl_line_of_up_names_a_model_that_is_there(self, home: Path, named: Path) -> None:
+        """Of the default provider, else an alias, else whichever is listed."""
+        assert providers.example_model(providers.choose(home, str(named), PORT)) == "local:smollm2"
+        named.write_text(TAPE + '[aliases]\nauto = ["tape:any"]\n')
+        assert providers.example_model(providers.choose(home, str(named), PORT)) == "auto"
+        named.write_text(TAPE + 'models = ["first"]\n')
+        assert providers.example_model(providers.choose(home, str(named), PORT)) == "first"
+        assert providers.example_model(providers.choose(home, None, PORT)) == "smollm2"
+
     def test_it_is_made_anew_at_each_start(self, home: Path, named: Path) -> None:
         providers.choose(home, str(named), PORT)
         assert providers.local_port(home) == PORT
