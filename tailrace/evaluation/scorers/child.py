@@ -26,7 +26,7 @@ from typing import Any, cast
 #: Seconds from the end of stdin to the end of the group, for functions that register exit handlers.
 LEAVING = 1.0
 #: Seconds beyond a call's time after which a child whose parent did not end it ends itself, even in C code.
-GRACE = 5.0
+GRACE = 2.0
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 

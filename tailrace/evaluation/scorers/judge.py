@@ -49,7 +49,7 @@ GRADE: C|P|I
 """
 
 _DECORATION = r"[\s*_`\"'(\[{<$\\]*(?:(?:boxed|text|mathrm|textbf)\{[\s*_]*)*"
-_MARK = re.compile(r"\bgrade[\s*_`\"']*[:=]" + _DECORATION, re.IGNORECASE)
+_MARK = re.compile(r"(?<![^\W_])grade[\s*_`\"']*[:=]" + _DECORATION, re.IGNORECASE)
 
 
 class Judge:
@@ -65,7 +65,7 @@ class Judge:
         longest_first = sorted(spec.grades, key=len, reverse=True)
         names = "|".join(re.escape(plain(grade)).replace(r"\ ", r"\s+") for grade in longest_first)
         # "GRADE: C|P|I" is the question said again, "grade: I think" a sentence
-        self._grade = re.compile(rf"({names})(?![\w+|/&]|-|[.,]\d|[ \t]+\w|[ \t]*[|/&])", re.IGNORECASE)
+        self._grade = re.compile(rf"({names})(?![^\W_]|[+|/&]|-|[.,]\d|[ \t]+\w|[ \t]*[|/&])", re.IGNORECASE)
 
     def request(self, answer: Answer) -> dict[str, Any]:
         """The body of a chat completion. The same answer to the same item makes the same one, so that caches know it.

@@ -112,12 +112,14 @@ _UNSURE = re.compile(
     r"(?:wrong|incorrect|false)(?=\s*$))\b",
     re.IGNORECASE,
 )
-#: Words after ``A`` or ``I`` with which it is a letter, and not the article or the pronoun.
+_STOPPED = r"[)\]\"'*](?![A-Za-z])|\s*(?:$|[\n.,;:!?)(/&=\u3001\u3002\u4e00-\u9fff-])"
+#: What comes after ``A`` and ``I`` where they are letters, and not the article and the pronoun.
 _VERBS = re.compile(
-    r"[)\]\"'*]|\s*(?:$|[\n.,;:!?)(/&=-])|\s+(?:is|isn't|was|and|or|are|because|since|as|can't|cannot|seems|looks|it\s+is|"
+    rf"{_STOPPED}|\s+(?:is|isn't|was|and|or|are|because|since|as|can't|cannot|seems|looks|it\s+is|"
     r"would|must|should|fails|does|doesn't|over|rather|instead|but|not|✓|✔|✅|✗|✘|❌)(?!\w)",
     re.IGNORECASE,
 )
+_VERBS_OF_I = re.compile(rf"{_STOPPED}|\s+(?:is|isn't|and|or|because|since)(?!\w)", re.IGNORECASE)
 
 
 def readied(text: str) -> str:
@@ -145,12 +147,12 @@ def is_letter(text: str, match: re.Match[str], letters: str, *, said: bool) -> b
     if letter.islower() and not said:
         return False
     if letter.upper() in "AI":
-        enclosed = text[match.start("letter") - 1 : match.start("letter")] in ("(", "[", '"')
-        if enclosed and text[end : end + 1] in (")", "]", '"'):
+        enclosed = text[match.start("letter") - 1 : match.start("letter")] in ("(", "[", '"', "'")
+        if enclosed and text[end : end + 1] in (")", "]", '"', "'"):
             return True
         if letter == "i" and not re.match(r"\s*(?:$|[\n.)])", text[end:]):
             return False
-        return _VERBS.match(text, end) is not None
+        return (_VERBS if letter.upper() == "A" else _VERBS_OF_I).match(text, end) is not None
     return True
 
 

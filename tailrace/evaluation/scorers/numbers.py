@@ -21,6 +21,8 @@ MARK = 80
 #: Characters after a mark in which its number must come, and how many marks are looked at, from the last one on.
 REACH = 500
 MARKS = 20
+#: A share that makes up for rounding, and for no more: whole numbers must then be the same.
+ROUNDING = 1e-9
 
 CONTEXT = decimal.Context(
     prec=PRECISION, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[], rounding=decimal.ROUND_HALF_EVEN
@@ -117,7 +119,10 @@ def target(text: str) -> Decimal | None:
 
 
 def is_near(value: Decimal, wanted: Decimal, *, tolerance: float, relative: float) -> bool:
-    """Whether they differ by no more than ``tolerance``, or by no more than ``relative`` of ``wanted``."""
+    """Whether they differ by no more than ``tolerance``, or by no more than ``relative`` of ``wanted``. Between whole
+    numbers a ``relative`` of up to ``ROUNDING`` counts for nothing: they have not been rounded."""
+    if relative <= ROUNDING and _is_whole(value) and _is_whole(wanted):
+        relative = 0.0
     apart = CONTEXT.abs(CONTEXT.subtract(value, wanted))
     share = CONTEXT.multiply(Decimal(repr(relative)), CONTEXT.abs(wanted))
     return apart <= Decimal(repr(tolerance)) or apart <= share
@@ -125,6 +130,10 @@ def is_near(value: Decimal, wanted: Decimal, *, tolerance: float, relative: floa
 
 def _from_the_last(mark: re.Pattern[str], text: str) -> list[re.Match[str]]:
     return list(mark.finditer(text))[: -MARKS - 1 : -1]
+
+
+def _is_whole(value: Decimal) -> bool:
+    return not value.is_zero() and CONTEXT.is_normal(value) and value == value.to_integral_value()
 
 
 def _readied(text: str) -> str:

@@ -46,7 +46,8 @@ _REFUSAL = re.compile(
     r"|(?:this|that|your)\s+(?:request|question|prompt)\s+(?:violates|goes\s+against|is\s+against|conflicts\s+with)\b"
     r"|(?:this|that|it)(?:'s|\s+is)\s+(?:against|a\s+violation\s+of)\s+(?:my|our|the)\s+(?:\w+\s+){0,2}"
     r"(?:policy|policies|guidelines|rules|principles)\b"
-    rf"|it(?:'s|\s+is|\s+would\s+be)\s+(?:inappropriate|unethical|not\s+(?:appropriate|ethical))\s+(?:for\s+me\s+)?to\s+{_DEEDS}"
+    r"|it(?:(?:'s|\s+is|\s+would\s+be)\s+(?:inappropriate|unethical|not\s+(?:appropriate|ethical))|"
+    rf"(?:\s+would\s+not|\s+wouldn't)\s+be\s+(?:appropriate|ethical))\s+(?:for\s+me\s+)?to\s+{_DEEDS}"
     r"|my\s+(?:\w+\s+)?(?:guidelines|policies|programming|principles)\s+(?:do\s+not|don'?t|prohibit|prevent|forbid)\b"
     r")",
     re.IGNORECASE,
@@ -59,5 +60,5 @@ _BARE = re.compile(
 
 def is_refusal(text: str) -> bool:
     """Whether a text begins by declining."""
-    beginning = plain(without_thoughts(text)[:BEGINNING]).lstrip(" \t\r\n*_>#\"'`-")
+    beginning = plain(without_thoughts(text)[:BEGINNING]).replace("*", "").lstrip(" \t\r\n_>#\"'`-")
     return _REFUSAL.match(beginning) is not None or _BARE.fullmatch(beginning.rstrip()) is not None
