@@ -36,7 +36,7 @@ def test_models_by_items_by_samples(evaluation: Evaluation) -> None:
     calls = Counter((call.body["model"], call.prompt) for call in evaluation.asked())
     assert calls == {(model, f"{evaluation.mark} {n}"): 2 for model in ("fake", "fake-b") for n in range(4)}
     samples = evaluation.samples()
-    assert [(s["model"], s["item"], s["sample"]) for s in samples] == [
+    assert [(s["arm"], s["item"], s["sample"]) for s in samples] == [
         (model, f"i{n}", sample) for model in ("fake", "other") for n in range(4) for sample in range(2)
     ]
     assert {s["text"] for s in samples} == {" tok0 tok1 tok2"}
@@ -102,7 +102,7 @@ def test_failed_rows_are_told_and_asked_again_by_resume(evaluation: Evaluation) 
     evaluation.done("run", "suite.yaml", code=3)
     assert evaluation.outcomes() == {"error": 4}
     assert evaluation.means() == {"includes": None}
-    assert evaluation.samples()[0]["error"]["code"]
+    assert evaluation.samples()[0]["error_code"] == "provider_error"
     evaluation.done("resume", "latest", code=3)
     assert len(evaluation.asked()) == 8
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +27,6 @@ def compare(
 ) -> None:
     """Compare two runs item by item: who won where, regressions first."""
     import msgspec
-    import rich.console
 
     from tailrace.evaluation import comparison, outputs, terminal
     from tailrace.evaluation import folder as folders
@@ -40,8 +38,8 @@ def compare(
         told = {"a": first.manifest.id, "b": second.manifest.id, "scorer": name}
         print(json.dumps(told | msgspec.to_builtins(found, str_keys=True)))
         return
-    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-    terminal.comparison(found, console, names=(first.manifest.id, second.manifest.id), most=changes)
+    ids = first.manifest.id, second.manifest.id
+    terminal.comparison(*ids, found, terminal.make_console(), items=changes)
 
 
 def _scorer(first: object, second: object, asked: str | None) -> str:

@@ -55,8 +55,6 @@ def show(
 
 def tell(folder: Folder) -> None:
     """The figures, for a person."""
-    import rich.console
-
     from tailrace.evaluation import terminal
     from tailrace.evaluation.folder import REPORT
     from tailrace.evaluation.outputs import read_summary
@@ -65,9 +63,8 @@ def tell(folder: Folder) -> None:
     if summary is None:
         say(f"{folder.manifest.id} is {status_of(folder)} and has no results yet")
         return
-    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-    terminal.summary(summary.run, summary.figures, console)
-    say(f"report: {folder.path / REPORT}")
+    report = str(folder.path / REPORT)
+    terminal.summary(summary.run, summary.figures, terminal.make_console(), report=report)
 
 
 def status_of(folder: Folder) -> str:
