@@ -150,7 +150,7 @@ def is_letter(text: str, match: re.Match[str], letters: str, *, said: bool) -> b
         enclosed = text[match.start("letter") - 1 : match.start("letter")] in ("(", "[", '"', "'")
         if enclosed and text[end : end + 1] in (")", "]", '"', "'"):
             return True
-        if letter == "i" and not re.match(r"\s*(?:$|[\n.)])", text[end:]):
+        if letter == "i" and not re.match(r"\s*(?:$|[\n.,;:!)])", text[end:]):
             return False
         return (_VERBS if letter.upper() == "A" else _VERBS_OF_I).match(text, end) is not None
     return True
