@@ -102,7 +102,7 @@ def test_failed_rows_are_told_and_asked_again_by_resume(evaluation: Evaluation) 
     evaluation.done("run", "suite.yaml", code=3)
     assert evaluation.outcomes() == {"error": 4}
     assert evaluation.means() == {"includes": None}
-    assert evaluation.samples()[0]["error_code"] == "provider_error"
+    assert evaluation.samples()[0]["error_code"] == "ordered"
     evaluation.done("resume", "latest", code=3)
     assert len(evaluation.asked()) == 8
 
