@@ -48,11 +48,12 @@ class Work:
 
 
 class Observer(Protocol):
-    """Who shows how it is going. ``looked`` has lines of a batch that runs, in a file."""
+    """Who shows how it is going. ``looked`` has lines of a batch that runs, in a file; when it is ``collected``, all of
+    its lines are in the folder."""
 
     def batch(self, work: Work, now: dict[str, Any]) -> None: ...
 
-    def collected(self, work: Work) -> None: ...
+    async def collected(self, work: Work) -> None: ...
 
     async def looked(self, work: Work, file: BinaryIO) -> None: ...
 
@@ -209,7 +210,7 @@ class Fanout:
         self._folder.manifest.spent.append(Spent(work.name, batch.id, cost))
         del self._live[work.name]
         self._forget(work)
-        self._observer.collected(work)
+        await self._observer.collected(work)
         if now["status"] in ("failed", "expired"):
             self.failures.append(f"{work.label}: {_reason(now)}")
         elif now["status"] == "cancelled" and self.stopped is None:

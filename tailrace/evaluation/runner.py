@@ -39,6 +39,9 @@ class Observer(Protocol):
     def scores(self, work: Work, means: Mapping[str, float]) -> None:
         """Running scores of an arm, by scorer."""
 
+    def ended(self, work: Work) -> None:
+        """Its batch has its end, and all of its answers are there."""
+
     def told(self, line: str) -> None: ...
 
 
@@ -279,19 +282,18 @@ class _Watcher:
     def told(self, line: str) -> None:
         self._observer.told(line)
 
-    def collected(self, work: Work) -> None:
-        pass
+    async def collected(self, work: Work) -> None:
+        await self._grade(work, ((id, line) for id, _, line in work.lines.read()))
+        self._observer.ended(work)
 
     async def looked(self, work: Work, file: BinaryIO) -> None:
+        await self._grade(work, ((id, lines.decode(line)) for id, line in lines.results(file)))
+
+    async def _grade(self, work: Work, found: Iterator[tuple[str, dict[str, Any]]]) -> None:
         if work.name not in self._run.cells:
-            return
-
-        def grade() -> list[Sample]:
-            found = ((id, lines.decode(line)) for id, line in lines.results(file))
-            return self._run.grade(work, found)
-
+            return  # a judge's
         async with self._one:
-            samples = await asyncio.to_thread(grade)
+            samples = await asyncio.to_thread(self._run.grade, work, found)
         self._observer.scores(work, _means(samples))
 
 

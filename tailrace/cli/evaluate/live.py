@@ -77,6 +77,9 @@ class _Board:
     def scores(self, work: Work, means: Mapping[str, float]) -> None:
         self.rows[work.name].means = means
 
+    def ended(self, work: Work) -> None:
+        """For those who tell of it."""
+
 
 class _Quiet(_Board):
     def told(self, line: str) -> None:
@@ -84,12 +87,12 @@ class _Quiet(_Board):
 
 
 class _Lines(_Board):
-    """A line for each change of a batch's status, and for all of them after a while, if something was done."""
+    """A line for each batch that ends, and for all that run after a while, if something was done."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._statuses: dict[str, str] = {}
-        self._next, self._pause, self._done = 0.0, FIRST_PAUSE, -1
+        self._pause, self._done = FIRST_PAUSE, 0
+        self._next = time.monotonic() + self._pause
 
     def told(self, line: str) -> None:
         say(line)
@@ -103,12 +106,7 @@ class _Lines(_Board):
 
     def batch(self, work: Work, now: dict[str, Any]) -> None:
         super().batch(work, now)
-        row = self.rows[work.name]
-        if self._statuses.get(work.name) != row.reading.status:
-            self._statuses[work.name] = row.reading.status
-            if row.reading.status in ("completed", "failed", "cancelled", "expired"):
-                say(self._line(row))
-        elif time.monotonic() >= self._next:
+        if time.monotonic() >= self._next:
             done = sum(row.done for row in self.rows.values())
             if done != self._done:
                 for other in self.rows.values():
@@ -117,6 +115,9 @@ class _Lines(_Board):
             self._done = done
             self._next = time.monotonic() + self._pause
             self._pause = min(LONGEST_PAUSE, self._pause * 1.5)
+
+    def ended(self, work: Work) -> None:
+        say(self._line(self.rows[work.name]))
 
     def _line(self, row: Row) -> str:
         words = [f"{row.done:,} of {row.total:,}", *row.reading.words()]
