@@ -6,11 +6,7 @@ were never to be redelivered and 1.1 ms into publishing each task event by itsel
 
 from __future__ import annotations
 
-import faulthandler
-import logging
-import os
 import sys
-import threading
 import time
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -21,33 +17,16 @@ from celery.worker.state import active_requests
 from schemas.errors import TailraceError
 from schemas.settings import Settings
 from schemas.states import Queue
+from workers.ending import EXIT_SECONDS, end_within
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
-
-log = logging.getLogger("tailrace.worker")
 
 #: How long task events are gathered before they are published, in seconds.
 EVENTS_PAUSE = 0.25
 #: After so long a running task's message is acknowledged, in seconds, and how often that is looked at. RabbitMQ closes
 #: the channel of whoever keeps one for 30 minutes (its ``consumer_timeout``).
 ACKNOWLEDGE_AFTER, ACKNOWLEDGE_PERIOD = 600.0, 60.0
-
-
-#: How long a worker may take to end after SIGTERM, in seconds. Its streams are handed on long before that.
-EXIT_SECONDS = 25.0
-
-
-def end_within(seconds: float) -> None:
-    """End the process if it is still there then, and tell where its threads stood."""
-
-    def end() -> None:
-        time.sleep(seconds)
-        log.error("the worker had not stopped within %g s: it is ended", seconds)
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(1)
-
-    threading.Thread(target=end, name="exit", daemon=True).start()
 
 
 class RuntimeStep(bootsteps.StartStopStep):
