@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 log = logging.getLogger("tailrace.worker")
 
@@ -37,3 +37,38 @@ def end_within(seconds: float) -> None:
         end(f"the worker had not stopped within {seconds:g} s")
 
     threading.Thread(target=wait, name="exit", daemon=True).start()
+
+
+class StandstillWatch:
+    """Ends the process when Celery's thread stands still between two turns of its hub.
+
+    It is looked at every ``pause`` seconds, and that must have been in vain ``looks`` times: a process that was stopped
+    as a whole makes no looks, however long it was.
+    """
+
+    def __init__(self, hub: Any, *, pause: float, looks: int) -> None:
+        self._hub = hub
+        self._pause, self._looks = pause, looks
+        self._turns = 0
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        self._hub.on_tick.add(self._turn)
+        threading.Thread(target=self._watch, name="standstill", daemon=True).start()
+
+    def stop(self) -> None:
+        """The hub is not to turn any more: the broker is away, or the worker ends."""
+        self._hub.on_tick.discard(self._turn)
+        self._over.set()
+
+    def _turn(self) -> None:
+        self._turns += 1
+
+    def _watch(self) -> None:
+        seen = stood = 0
+        while stood < self._looks:
+            if self._over.wait(self._pause):
+                return
+            stood = stood + 1 if self._turns == seen else 0
+            seen = self._turns
+        end("Celery's thread stands still and takes no messages")
