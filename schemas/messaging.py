@@ -112,7 +112,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
                 "socket_connect_timeout": CONNECT_TIMEOUT,
                 "socket_keepalive": True,
                 "health_check_interval": 10,
-                "retry_on_timeout": True,
+                # And no retries by redis-py (``retry_on_timeout``, ``retry_on_error``): where the control channel of a
+                # worker is cut, a second try to read it connects anew, subscribes to nothing, because kombu has not
+                # told redis-py to, and waits there for ever. An error makes Celery build its connections again.
                 "priority_steps": [0],
                 "queue_order_strategy": "round_robin",
                 "visibility_timeout": 3600 * 24,

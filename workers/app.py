@@ -22,7 +22,7 @@ from stores.batches import Batches
 from stores.files import Files
 from stores.retention import prune, prune_batches
 from stores.storage import open_storage
-from workers.steps import AcknowledgeStep, QuietConsumerStep, RuntimeStep
+from workers.steps import AcknowledgeStep, QuietConsumerStep, RuntimeStep, StandstillStep
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
@@ -46,7 +46,7 @@ app.conf.beat_schedule = {
     }
 }
 app.steps["worker"].add(RuntimeStep)
-app.steps["consumer"].update((QuietConsumerStep, AcknowledgeStep))
+app.steps["consumer"].update((QuietConsumerStep, StandstillStep, AcknowledgeStep))
 
 
 @app.task(name=GENERATE)

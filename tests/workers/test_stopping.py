@@ -124,9 +124,10 @@ def test_workers_that_come_and_go_lose_no_message(stack: Stack) -> None:
 
 
 def test_a_worker_that_can_not_stop_is_ended() -> None:
-    """Whatever its threads wait for; they are told, so that somebody can find out."""
+    """Whatever its threads wait for; they are told, so that somebody can find out. Celery has its log for stderr."""
     code = (
-        "import threading; from workers.steps import end_within; end_within(0.3); threading.Event().wait(60)"
+        "import threading; from celery import Celery; from workers.ending import end_within; "
+        "Celery().log.setup(redirect_stdouts=True); end_within(0.3); threading.Event().wait(60)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
