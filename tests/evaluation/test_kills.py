@@ -24,7 +24,7 @@ from tests.tailrace.command import command, environment
 
 #: Another one with `TAILRACE_TEST_SEED`.
 SEED = int(os.environ.get("TAILRACE_TEST_SEED") or secrets.randbelow(1_000_000))
-MODELS = ("priced:fake", "priced:fake-b", "priced:other")
+MODELS = ("priced:fake", "priced:fake-b", "priced:org/model-1")
 ITEMS, SAMPLES, CHUNKS = 500, 2, 10
 TOTAL = len(MODELS) * ITEMS * SAMPLES
 #: What each model says: so many right ones.

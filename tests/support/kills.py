@@ -20,6 +20,8 @@ from tests.support.valkey import wait_until
 #: The backend may hear of a call so much later than the worker sent it, and a worker may die before it has written
 #: down the end of an answer that is so old, in seconds.
 MARGIN = 2.0
+#: A command that has ended so often without being through will not be.
+MOST_STARTS = 50
 
 
 class Restarted:
@@ -62,6 +64,7 @@ class Restarted:
         code = self._process.poll()
         if code is not None and code not in self._fine:
             self.ends.append(code)
+            assert len(self.ends) <= MOST_STARTS, self.told
             self._process = self._start(self._next)
         return code in self._fine
 

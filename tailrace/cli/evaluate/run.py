@@ -210,7 +210,9 @@ def _announce(run: Run) -> None:
     manifest, suite = run.folder.manifest, run.suite
     arms, samples = len(run.works), suite.samples
     total = arms * samples * len(run.items)
-    what = f"{len(run.items):,} items × {arms} " + ("model" if arms == 1 else "models and prompts")
+    several = len(suite.prompts) > 1
+    arm = "model" if arms == 1 else "models and prompts" if several else "models"
+    what = f"{len(run.items):,} items × {arms} {arm}"
     say(
         f"run {manifest.id}: {what} × {samples} {'sample' if samples == 1 else 'samples'} = {total:,} requests"
     )
