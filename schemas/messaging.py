@@ -112,7 +112,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
                 "socket_connect_timeout": CONNECT_TIMEOUT,
                 "socket_keepalive": True,
                 "health_check_interval": 10,
-                "retry_on_timeout": True,
+                # Else redis-py connects again by itself where a worker waits for what is told to all workers, does not
+                # subscribe again, and waits for ever: the worker is alive and takes no message.
+                "retry_on_timeout": False,
                 "priority_steps": [0],
                 "queue_order_strategy": "round_robin",
                 "visibility_timeout": 3600 * 24,

@@ -113,6 +113,15 @@ def test_live_streams_go_on(mortal: Stack, happen: Callable[[Stack], None]) -> N
         mortal.settled(*(reader.stream.id for reader in readers))
 
 
+def test_a_worker_that_stands_still_meanwhile_takes_work_again(mortal: Stack) -> None:
+    """It finds all its connections closed, and a Valkey that is there: whichever it looks at first."""
+    with mortal.api() as api:
+        for _ in range(3):
+            with mortal.paused("interactive0"):
+                killed(mortal)
+            assert api.plain(api.tenant).status_code == 200
+
+
 @pytest.fixture
 def impatient(mortal: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a gateway in this process, which waits for a Redis that is away no longer than it has to."""
