@@ -33,9 +33,10 @@ EVENTS_PAUSE = 0.25
 #: the channel of whoever keeps one for 30 minutes (its ``consumer_timeout``).
 ACKNOWLEDGE_AFTER, ACKNOWLEDGE_PERIOD = 600.0, 60.0
 
-
 #: How long a worker may take to end after SIGTERM, in seconds. Its streams are handed on long before that.
 EXIT_SECONDS = 25.0
+#: The file descriptor: Celery puts an object that has none in the place of sys.stderr.
+STDERR = 2
 
 
 def end_within(seconds: float) -> None:
@@ -44,8 +45,10 @@ def end_within(seconds: float) -> None:
     def end() -> None:
         time.sleep(seconds)
         log.error("the worker had not stopped within %g s: it is ended", seconds)
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(1)
+        try:
+            faulthandler.dump_traceback(file=STDERR, all_threads=True)
+        finally:
+            os._exit(1)
 
     threading.Thread(target=end, name="exit", daemon=True).start()
 

@@ -124,9 +124,11 @@ def test_workers_that_come_and_go_lose_no_message(stack: Stack) -> None:
 
 
 def test_a_worker_that_can_not_stop_is_ended() -> None:
-    """Whatever its threads wait for; they are told, so that somebody can find out."""
+    """Whatever its threads wait for; they are told, so that somebody can find out. Celery has taken sys.stderr."""
     code = (
-        "import threading; from workers.steps import end_within; end_within(0.3); threading.Event().wait(60)"
+        "import logging, sys, threading; from celery.utils.log import LoggingProxy; logging.basicConfig(); "
+        "sys.stderr = LoggingProxy(logging.getLogger('celery')); "
+        "from workers.steps import end_within; end_within(0.3); threading.Event().wait(60)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
