@@ -49,6 +49,8 @@ class Received:
     #: "complete": sent to its ordered end; "cut": ended by order before that; "closed": the client went away first.
     ended: Literal["complete", "cut", "closed"] | None = None
     ended_at: float | None = None
+    #: The client's.
+    port: int = 0
 
     @property
     def body(self) -> Any:
@@ -340,7 +342,8 @@ class _Connection(asyncio.Protocol):
             body = bytes(self.buffer[end + 4 : after])
         del self.buffer[:after]
         self.continued = False
-        self._begin(Received(method, path, headers, body, time.time()))
+        port: int = self.transport.get_extra_info("peername")[1]
+        self._begin(Received(method, path, headers, body, time.time(), port=port))
 
     def _chunked(self, at: int) -> tuple[bytes | None, int]:
         parts: list[bytes] = []

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 
 from tests.support.backend import Received
@@ -25,8 +26,8 @@ from tests.tailrace.command import command, environment
 SEED = int(os.environ.get("TAILRACE_TEST_SEED") or secrets.randbelow(1_000_000))
 ROWS, CONCURRENCY = 500, 25
 WORKERS = ("bulk", "bulk-too")
-#: Each is killed so often, in an order and at times that the seed says.
-KILLS = ("worker",) * 4 + ("gateway",) * 3 + ("command",) * 4
+#: Each is killed so often, in an order and at times that the seed says; before them a worker that has rows in flight.
+KILLS = ("worker",) * 3 + ("gateway",) * 3 + ("command",) * 4
 #: The backend may hear of a call so much later than the worker sent it, and a worker may die before it has written
 #: down the end of an answer that is so old, in seconds.
 MARGIN = 2.0
@@ -93,6 +94,18 @@ def write_rows(path: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def busiest(stack: Stack) -> str:
+    """The worker with the most rows in flight."""
+    ports = {call.port for call in stack.backend.completions if call.ended is None}
+
+    def rows(name: str) -> int:
+        return sum(
+            c.laddr.port in ports for c in psutil.Process(stack.parts[name].pid).net_connections("tcp")
+        )
+
+    return max(WORKERS, key=rows)
+
+
 def unexplained(calls: list[Received], kills: list[float]) -> bool:
     """Whether the row was sent again though no kill had hit it in flight; each kill explains one call."""
     left = list(kills)
@@ -124,15 +137,15 @@ def test_each_row_once_whoever_is_killed(tmp_path: Path, stack: Stack) -> None:
     print(f"TAILRACE_TEST_SEED={SEED}")
     random = Random(SEED)
     write_rows(tmp_path / "in.jsonl")
-    plan = random.sample(KILLS, len(KILLS))
+    plan = ["worker that is busy", *random.sample(KILLS, len(KILLS))]
     worker_kills: list[float] = []
     run = Run(tmp_path, stack)
     try:
         for what in plan:
             time.sleep(random.uniform(0.3, 4.0))
-            if what == "worker":
+            if what.startswith("worker"):
                 wait_until(lambda: run.is_through() or stack.backend.active > 0, SECONDS, "row in flight")
-                name = random.choice(WORKERS)
+                name = random.choice(WORKERS) if what == "worker" else busiest(stack)
                 os.kill(stack.parts[name].pid, signal.SIGKILL)
                 worker_kills.append(time.time())
                 stack.parts.pop(name).end(signal.SIGKILL)
