@@ -23,6 +23,8 @@ from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: An answer of some 20 s.
 CHUNKS = 400
 ORDER = {"chunks": CHUNKS, "interval_ms": 50}

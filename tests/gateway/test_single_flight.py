@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from schemas.fingerprint import fingerprint
 from schemas.keys import Keys
@@ -18,6 +19,8 @@ from tests.support.api import CHAT, SEED, Api, asking, ordered
 from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
+
+pytestmark = pytest.mark.once
 
 DETERMINISTIC: dict[str, Any] = {"temperature": 0}
 READERS = 1000

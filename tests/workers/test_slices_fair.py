@@ -11,6 +11,8 @@ from tests.support.batches import Watched, put_batch
 from tests.support.calls import most_at_once
 from tests.support.stack import Stack
 
+pytestmark = pytest.mark.once
+
 #: Calls at once that the provider takes.
 LIMIT = 5
 
