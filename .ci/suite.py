@@ -58,7 +58,9 @@ def main(arguments: list[str]) -> int:
 def run(given: list[str], args: str, outcomes: Path, told: Path) -> dict[str, Any] | None:
     """None where all is well; else what pytest tells, which is nothing where it did not come to its end."""
     outcomes.unlink(missing_ok=True)
-    plugin = f"-p tests.support.outcomes --outcomes {outcomes} --told {told}"
+    # With a blank in place of =, pytest would take a file that is there for one with tests, and look for its settings
+    # from there.
+    plugin = f"-p tests.support.outcomes --outcomes={outcomes} --told={told}"
     command = [
         "timeout",
         "--kill-after=60",

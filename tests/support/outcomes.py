@@ -1,6 +1,6 @@
 """A pytest plugin for CI: which tests failed, as a file, so that a runner can try them again alone.
 
-``-p tests.support.outcomes --outcomes FILE`` writes it; ``--told FILE`` shows a file's lines above pytest's last.
+``-p tests.support.outcomes --outcomes=FILE`` writes it; ``--told=FILE`` shows a file's lines above pytest's last.
 """
 
 from __future__ import annotations
