@@ -199,9 +199,9 @@ class Stack:
             "stalls": {
                 "base_url": self.backend.url,
                 "retry": ONCE,
-                "timeout": _timeouts(between_chunks=0.4),
+                "timeout": _timeouts(between_chunks=1),
             },
-            "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
+            "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=2)},
         }
         for name, text in self._files.items():
             (self.folder / name).write_text(text)
