@@ -25,6 +25,8 @@ from tests.support.s3 import S3Server
 from tests.support.stack import Stack
 from tests.support.valkey import ValkeyCluster, ValkeyServer, debian_redis, wait_until
 
+#: Of all tests, the rest in random order.
+LONGEST = "test_short.py"
 #: What a process may take to end by itself, once the session is over.
 LEAVE_SECONDS = 5.0
 
@@ -47,6 +49,12 @@ def pytest_configure() -> None:
             del os.environ[name]
     mark_environment()
     signal.signal(signal.SIGTERM, _interrupt)  # so that fixtures are torn down, and servers with them
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest one begins first, so that it is not what one process has left when the others are done."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 def _interrupt(number: int, _frame: object) -> None:
