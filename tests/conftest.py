@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
@@ -16,12 +17,18 @@ from hypothesis import HealthCheck, settings
 from tests.support.api import Api
 from tests.support.backend import Backend
 from tests.support.leaks import cluster_leaks, leaks
+from tests.support.outcomes import SharedFault
 from tests.support.postgres import PostgresServer
 from tests.support.processes import left_behind, mark_environment
 from tests.support.providers import write_providers
 from tests.support.s3 import S3Server
 from tests.support.stack import Stack
-from tests.support.valkey import ValkeyCluster, ValkeyServer, debian_redis
+from tests.support.valkey import ValkeyCluster, ValkeyServer, debian_redis, wait_until
+
+#: Of all tests, the rest in random order.
+LONGEST = "test_short.py"
+#: What a process may take to end by itself, once the session is over.
+LEAVE_SECONDS = 5.0
 
 # A shared machine is sometimes slow: the time of one example says nothing. Fixtures here are safe to share by examples.
 settings.register_profile(
@@ -46,6 +53,12 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest one begins first, so that it is not what one process has left when the others are done."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(f"signal {number}")
 
@@ -62,11 +75,16 @@ def a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left_behind() -> Iterator[None]:
     yield
+    with suppress(TimeoutError):  # some may be about to end
+        wait_until(lambda: not left_behind(), LEAVE_SECONDS, "end of all processes")
     processes = left_behind()
-    told = [f"{p.pid}: {' '.join(p.cmdline())[:200]}" for p in processes]
+    told: list[str] = []
     for process in processes:
-        process.kill()
-    assert not told, "processes left behind:\n" + "\n".join(told)
+        with suppress(psutil.NoSuchProcess):
+            told.append(f"{process.pid}: {' '.join(process.cmdline())[:200]}")
+            process.kill()
+    if told:
+        raise SharedFault("processes left behind:\n" + "\n".join(told))
 
 
 # ------------------------------------------------------------------------------------------------- Valkey
@@ -251,8 +269,7 @@ def stack() -> Iterator[Stack]:
     """Gateway, workers, Valkey, SQLite and the fake backend, for all tests. At its end the books balance."""
     with Stack() as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture(scope="session")
@@ -260,8 +277,7 @@ def stack_on_postgres(postgres_server: PostgresServer) -> Iterator[Stack]:
     """The same on PostgreSQL, and without a CORS setting."""
     with Stack(database_url=postgres_server.create_database(), settings={"CORS_ORIGINS": ""}) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

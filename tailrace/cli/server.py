@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tailrace
 from tailrace import connection
-from tailrace.cli import output
+from tailrace.cli import interruptible, output
 
 if TYPE_CHECKING:
     from tailrace.embedded.stack import EmbeddedStack
@@ -59,15 +58,9 @@ def with_server(home: Path | None, use: Use) -> int:
 
     async def run() -> int:
         async with tailrace.Client(home=home, retries=RETRIES) as client:
-            task = asyncio.current_task()
-            assert task is not None
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
             return await use(client)
 
-    try:
-        return asyncio.run(run())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+    return interruptible.run(run())
 
 
 def embedded(home: Path | None, *, local_model: bool, quiet: bool, use: Use) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from contextlib import aclosing
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 import tailrace
+from tailrace.cli import interruptible
 from tailrace.cli.options import Home
 from tailrace.cli.output import warn
 from tailrace.cli.recording import Recording
@@ -38,7 +38,7 @@ def tail(
     """Print a completion's text as it comes, live or from the books."""
     if record is not None and start:
         raise typer.BadParameter("a recording has all chunks: leave --from out", param_hint="--record")
-    asyncio.run(_tail(tailrace.Client(home=home, retries=RETRIES), id, start, as_json, record))
+    interruptible.run(_tail(tailrace.Client(home=home, retries=RETRIES), id, start, as_json, record))
 
 
 async def _tail(client: tailrace.Client, id: str, start: int, as_json: bool, record: Path | None) -> None:

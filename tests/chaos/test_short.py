@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.stack import ROOT
 
+pytestmark = pytest.mark.once
+
 SECONDS, COMPLETIONS = 45, 60
 
 

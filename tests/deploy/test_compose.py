@@ -33,6 +33,8 @@ from tests.support.orders import PROMPT_TOKENS
 from tests.support.providers import write_providers
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 OURS = {"migrate", "gateway", "worker-interactive", "worker-bulk", "beat", "flower"}
 ENV = {
     "POSTGRES_PASSWORD": "postgres-secret",

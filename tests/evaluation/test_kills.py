@@ -22,6 +22,8 @@ from tests.support.stack import PRICES, Stack
 from tests.support.valkey import wait_until
 from tests.tailrace.command import command, environment
 
+pytestmark = pytest.mark.once
+
 #: Another one with `TAILRACE_TEST_SEED`.
 SEED = int(os.environ.get("TAILRACE_TEST_SEED") or secrets.randbelow(1_000_000))
 MODELS = ("priced:fake", "priced:fake-b", "priced:org/model-1")

@@ -227,6 +227,7 @@ def interrupted(evaluation: Evaluation, process: subprocess.Popen[str], number: 
     return out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluation, number: int) -> None:
     """Ctrl-C detaches and says how to go on; a kill says nothing, and loses nothing either."""
@@ -243,6 +244,7 @@ def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluatio
     assert evaluation.outcomes() == {"answered": 30}
 
 
+@pytest.mark.once
 def test_two_commands_do_not_work_on_one_run(evaluation: Evaluation) -> None:
     evaluation.suite(items=10, params={"fake": {"chunks": 2, "interval_ms": 2000}})
     process = evaluation.start("run", "suite.yaml")

@@ -14,6 +14,8 @@ from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: Records that may wait for SQL, in these tests.
 LIMIT = 30
 BALLAST = "ballast"
@@ -24,8 +26,7 @@ MEGABYTE = 1024 * 1024
 def narrow_stack() -> Iterator[Stack]:
     with Stack(settings={"LEDGER_LIMIT": str(LIMIT)}) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture

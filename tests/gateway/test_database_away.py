@@ -16,6 +16,8 @@ from tests.support.postgres import PostgresServer
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: Chunks of a stream that lasts longer than its worker's lease and than keys are trusted without asking.
 LONG = {"chunks": 300, "interval_ms": 20}
 
@@ -43,8 +45,7 @@ def own_server() -> Iterator[PostgresServer]:
 def fragile_stack(own_server: PostgresServer) -> Iterator[Stack]:
     with Stack(database_url=own_server.create_database()) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 def refused(answer: httpx.Response) -> None:

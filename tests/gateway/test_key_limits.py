@@ -14,6 +14,8 @@ from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: What counts as a minute here, in seconds.
 WINDOW = 3.0
 #: Money for a token of an answer, and what an answer of ten tokens costs.
@@ -25,8 +27,7 @@ def limited() -> Iterator[Stack]:
     settings = {"LIMIT_WINDOW_SECONDS": str(WINDOW), "KEY_CACHE_SECONDS": "0"}
     with Stack(settings=settings, providers={"priced": PRICED}) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,13 @@ import struct
 import time
 from contextlib import ExitStack
 
+import pytest
+
 from tests.support.api import CHAT, SEED, Api, asking
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
+
+pytestmark = pytest.mark.once
 
 
 def connect(stack: Stack) -> socket.socket:

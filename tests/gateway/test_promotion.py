@@ -24,8 +24,7 @@ def stack() -> Iterator[Stack]:
     """One call of the provider ``single`` goes at once."""
     with Stack(providers={"single": {"max_concurrency": 1, "bulk_share": 1.0}}) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 def bulk(stack: Stack, api: Api, body: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: An answer of some 20 s.
 CHUNKS = 400
 ORDER = {"chunks": CHUNKS, "interval_ms": 50}
@@ -111,6 +113,15 @@ def test_live_streams_go_on(mortal: Stack, happen: Callable[[Stack], None]) -> N
         (answer,) = answers
         assert answer.json()["choices"][0]["message"]["content"] == ordered(CHUNKS)
         mortal.settled(*(reader.stream.id for reader in readers))
+
+
+def test_a_worker_that_stands_still_meanwhile_takes_work_again(mortal: Stack) -> None:
+    """It finds all its connections closed, and a Valkey that is there: whichever it looks at first."""
+    with mortal.api() as api:
+        for _ in range(3):
+            with mortal.paused("interactive0"):
+                killed(mortal)
+            assert api.plain(api.tenant).status_code == 200
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from tests.support.api import CHAT, Api
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 DETERMINISTIC: dict[str, Any] = {"temperature": 0}
 PRICED = {"prices": {"*": {"input": 0, "output": 1_000_000}}}
 
@@ -21,8 +23,7 @@ PRICED = {"prices": {"*": {"input": 0, "output": 1_000_000}}}
 def limited() -> Iterator[Stack]:
     with Stack(settings={"KEY_CACHE_SECONDS": "0"}, providers={"priced": PRICED}) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 def caller(stack: Stack, tenant: str, **limits: int) -> Api:

@@ -32,6 +32,7 @@ from stores.sql import make_engine
 from tests.support.api import Api, anybody
 from tests.support.backend import Backend
 from tests.support.leaks import leaks
+from tests.support.outcomes import SharedFault
 from tests.support.ports import free_port
 from tests.support.providers import write_providers
 from tests.support.valkey import ValkeyServer, wait_until
@@ -198,9 +199,9 @@ class Stack:
             "stalls": {
                 "base_url": self.backend.url,
                 "retry": ONCE,
-                "timeout": _timeouts(between_chunks=0.4),
+                "timeout": _timeouts(between_chunks=1),
             },
-            "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=0.8)},
+            "endless": {"base_url": self.backend.url, "retry": ONCE, "timeout": _timeouts(total=2)},
         }
         for name, text in self._files.items():
             (self.folder / name).write_text(text)
@@ -411,6 +412,11 @@ class Stack:
             answer = client.get("/readyz")
             assert answer.status_code == 200, answer.text
             return answer.json()["parts"]["admission"]
+
+    def check_balanced(self) -> None:
+        """For a stack that several tests had. Raises SharedFault with what ``balanced`` finds."""
+        if problems := self.balanced():
+            raise SharedFault("\n".join(problems))
 
     def balanced(self) -> list[str]:
         """What is not as it must be once all work is done: each completion ended, and recorded once; no key left."""

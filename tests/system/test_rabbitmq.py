@@ -36,8 +36,7 @@ STOP = 15.0
 def stack(rabbit: RabbitServer) -> Iterator[RabbitStack]:
     with RabbitStack(rabbit) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @contextmanager

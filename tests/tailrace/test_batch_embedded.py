@@ -15,7 +15,7 @@ from tests.support.providers import write_providers
 from tests.support.valkey import wait_until
 from tests.tailrace.command import command, complaint, environment, run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.once, pytest.mark.timeout(300)]
 
 SECONDS = 120.0
 ROWS = 6

@@ -23,6 +23,8 @@ from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 from tests.tailrace.command import complaint, run
 
+pytestmark = pytest.mark.once
+
 KEYS = Keys(0)
 MEGABYTE = 1024 * 1024
 

@@ -256,6 +256,7 @@ def test_keys_of_the_running_stack(up: Up) -> None:
 # ------------------------------------------------------------------------------------------- harm and endings
 
 
+@pytest.mark.once
 def test_parts_that_are_killed_come_back_and_data_survive_everything(tmp_path: Path, model: Backend) -> None:
     """``kill -9`` of each part, of the supervisor, and a restart on the same home folder."""
     with Up(tmp_path, model, "--no-flower").wait_ready() as up, up.client() as client:
@@ -292,6 +293,7 @@ def test_parts_that_are_killed_come_back_and_data_survive_everything(tmp_path: P
         assert up.said().endswith("tailrace is down\n")
 
 
+@pytest.mark.once
 def test_a_stack_that_starts_after_a_kill_waits_for_the_cleaning(tmp_path: Path, model: Backend) -> None:
     """The next ``up`` may come at once after ``kill -9``: what is left of the last one goes first."""
     with Up(tmp_path, model, "--no-flower").wait_ready() as up:

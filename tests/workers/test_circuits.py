@@ -17,6 +17,8 @@ from tests.support.backend import Backend
 from tests.support.stack import AGAIN, Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 DOWN = {"status": 503}
 #: Longer than any test.
 FOR_EVER = 3600
@@ -47,8 +49,7 @@ def stack(backends: tuple[Backend, Backend]) -> Iterator[Stack]:
     aliases = {"closed-for-ever": ["shut:fake", "second:fake"], "coming-back": ["back:fake", "second:fake"]}
     with Stack(interactive=2, providers=providers, aliases=aliases) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from schemas.ids import new_completion_id
 from schemas.providers import load_providers
 from schemas.settings import Settings
@@ -18,6 +20,8 @@ from tests.support.generations import accepted
 from tests.support.valkey import ValkeyCluster
 from tests.support.waiting import until
 from workers.control import Control
+
+pytestmark = pytest.mark.once
 
 LEASE, RENEW = 3.0, 0.5
 #: Long enough for a lease to run out and to be reaped, were it not renewed, in seconds.

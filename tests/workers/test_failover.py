@@ -17,6 +17,8 @@ from tests.support.backend import Backend
 from tests.support.stack import AGAIN, Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 NEVER = {"failures": 0}
 SECOND = {"pieces": ["from ", "the ", "second"]}
 SLOW = {"chunks": 40, "interval_ms": 60}
@@ -47,8 +49,7 @@ def stack(backends: tuple[Backend, Backend]) -> Iterator[Stack]:
     fields = {name: {**provider, "circuit": NEVER} for name, provider in providers.items()}
     with Stack(interactive=2, providers=fields, aliases=aliases) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture

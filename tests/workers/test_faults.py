@@ -87,7 +87,7 @@ class TestTimeouts:
         whole = api.seed(api.tenant, model="stalls:fake", fake={"stall_after": 3})
         assert whole.text == ordered(3)
         assert whole.error.startswith("provider_stalled: ")
-        assert "0.4 s" in whole.error
+        assert " 1 s" in whole.error
         (received,) = api.provider_requests(api.tenant)
         api.backend.wait_until(lambda: received.ended == "closed")
 
@@ -101,12 +101,12 @@ class TestTimeouts:
         """However steadily it comes."""
         whole = api.seed(model="endless:fake", fake={"chunks": 1000, "interval_ms": 50})
         assert whole.error.startswith("provider_timeout: ")
-        assert 5 < len(whole.frames) < 25
+        assert 5 < len(whole.frames) < 60
 
     def test_a_slow_stream_within_its_limits_is_fine(self, api: Api) -> None:
         """Each chunk starts the wait anew."""
-        whole = api.seed(model="stalls:fake", fake={"chunks": 5, "interval_ms": 250})
-        assert (whole.text, whole.last.event) == (ordered(5), "done")
+        whole = api.seed(model="stalls:fake", fake={"chunks": 12, "interval_ms": 120})
+        assert (whole.text, whole.last.event) == (ordered(12), "done")
 
     def test_nobody_there(self, api: Api) -> None:
         """A refused connection is 502 that names the provider."""
@@ -118,9 +118,9 @@ class TestTimeouts:
 
     def test_the_requests_own_deadline(self, api: Api) -> None:
         """``timeout`` ends it where the provider's limits would not yet."""
-        whole = api.seed(timeout=0.6, fake={"chunks": 1000, "interval_ms": 50})
+        whole = api.seed(timeout=2, fake={"chunks": 1000, "interval_ms": 50})
         assert whole.last.event == "error"
-        assert 2 < len(whole.frames) < 25
+        assert 2 < len(whole.frames) < 60
 
 
 class TestGarbage:

@@ -17,6 +17,8 @@ from tests.support.calls import most_at_once, most_in_window
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: What counts as a minute here, in seconds.
 WINDOW = 3.0
 AGAIN = {"tries": 6, "first": 0.1, "longest": 0.5, "total": 60}
@@ -34,8 +36,7 @@ def limited() -> Iterator[Stack]:
     settings = {"LIMIT_WINDOW_SECONDS": str(WINDOW)}
     with Stack(settings=settings, interactive=2, concurrency=40, providers=PROVIDERS) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 def test_no_more_calls_at_once_than_the_provider_may_have(limited: Stack) -> None:

@@ -27,6 +27,8 @@ from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 
 def test_one_process_carries_hundreds_of_streams_at_once(api: Api, stack: Stack) -> None:
     """300 answers at the same time, each whole, with its own chunks in order."""

@@ -16,6 +16,8 @@ from tests.support.backend import Received
 from tests.support.stack import Part, Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: One text in two ways to cut it.
 TEXT = "The quick brown fox jumps over the lazy dog, again and again and again, until the evening comes. " * 3
 WORDS = [word + " " for word in TEXT.split(" ")]
@@ -28,8 +30,7 @@ def stack() -> Iterator[Stack]:
     """With two interactive workers, which the tests kill."""
     with Stack(interactive=2) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture

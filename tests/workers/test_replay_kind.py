@@ -78,8 +78,7 @@ def stack() -> Iterator[Stack]:
     aliases = {"safe": ["tape:down", "tape:any"]}
     with Stack(interactive=2, providers=providers, aliases=aliases, files=files) as stack:
         yield stack
-        problems = stack.balanced()
-    assert not problems, "\n".join(problems)
+        stack.check_balanced()
 
 
 @pytest.fixture

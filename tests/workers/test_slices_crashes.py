@@ -19,6 +19,8 @@ from tests.support.calls import most_at_once
 from tests.support.stack import Part, Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 PROVIDERS = {
     "narrow": {
         "max_concurrency": 5,

@@ -15,6 +15,8 @@ from tests.support.api import asking, ordered, text_of
 from tests.support.stack import ROOT, Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: The most that a worker may take, in seconds: 4 for its streams, and some for a busy machine.
 PATIENCE = 15.0
 #: Messages that are on their way before a worker is stopped.

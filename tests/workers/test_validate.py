@@ -7,12 +7,15 @@ import signal
 from typing import Any
 
 import psutil
+import pytest
 from sqlalchemy import func, select
 
 from schemas.tables import batch_rows
 from tests.support.api import Api, asking
 from tests.support.stack import Stack
 from tests.support.valkey import wait_until
+
+pytestmark = pytest.mark.once
 
 #: So many that they are checked by a process of its own, and take a while.
 ROWS = 30_000
