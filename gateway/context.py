@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ STATEMENT_SECONDS = 5.0
 THREADS = 64
 #: Threads for the bytes of files, which may wait for a slow storage.
 FILE_THREADS = 16
+#: How long these may take to end with the process, in seconds.
+FILES_END = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,16 @@ class Context:
         await self.followers.close()
         await self.http.aclose()
         await self.publisher.close()
-        self.file_threads.shutdown(wait=False)
         self.redis.close()
         self.engine.dispose()
+        self._end_file_threads()
+
+    def _end_file_threads(self) -> None:
+        """What was given up a moment ago is being removed, and uvicorn ends the process by a signal, which waits for no
+        thread. Nor is a storage that hangs waited for. Blocks: nothing else is left to do."""
+        ending = threading.Thread(target=self.file_threads.shutdown, name="end of files", daemon=True)
+        ending.start()
+        ending.join(FILES_END)
 
 
 async def open_context(settings: Settings) -> Context:

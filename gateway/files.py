@@ -232,9 +232,12 @@ class _Writing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._step is not None and not self._step.done():  # the request was cancelled in the midst of it
-            await asyncio.wait([asyncio.wrap_future(self._step)])
-        await self._run(self._context.__exit__, kind, error, trace)
+        if self._step is not None and not self._step.done():
+            # The request was cancelled in the midst of it. Its thread goes on with the end: who waited here to order it
+            # could be cancelled again, or come when no thread takes orders any more.
+            self._step.add_done_callback(lambda _: self._context.__exit__(kind, error, trace))
+        else:
+            await self._run(self._context.__exit__, kind, error, trace)
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         step = self._step = self._call.context.file_threads.submit(work, *arguments)
