@@ -73,7 +73,8 @@ def test_a_changed_model_is_asked_alone(evaluation: Evaluation) -> None:
     assert Counter(call.body["model"] for call in evaluation.asked()) == {"fake": 8, "fake-b": 4}
     assert "4 answers to the same requests are those of" in told
     first, second = evaluation.figures(0)["arms"][0], evaluation.figures(1)["arms"][0]
-    assert first["answer_cost_nano"] == second["answer_cost_nano"] > 0
+    assert first["answer_cost_nano"] == second["answer_cost_nano"] == first["cost_nano"] > 0
+    assert second["cost_nano"] == 0
     assert evaluation.outcomes() == {"truncated": 4}
 
 
