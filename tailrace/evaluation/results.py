@@ -12,7 +12,6 @@ Parquet can't hold, become U+FFFD there.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Any, cast
 
 import msgspec
 
+from tailrace.arrow import load_arrow
 from tailrace.atomic import replacing
 from tailrace.errors import TailraceError
 from tailrace.evaluation.shapes import Failure, Item, Outcome, Record, Sample, Score
@@ -240,14 +240,7 @@ def _decode(text: bytes) -> Line:
 def write_parquet(path: Path, rows: Iterable[Row], header: Header) -> int:
     """``results.parquet``, put in place in one step; the number of its rows. The scorers are those of the header.
     Raises TailraceError where nothing can be written, or pyarrow is not there."""
-    try:
-        arrow: Any = importlib.import_module("pyarrow")  # it has no types
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise TailraceError(
-            "writing Parquet takes the package pyarrow: pip install 'tailrace[eval]'"
-        ) from None
-    arrow.set_memory_pool(arrow.system_memory_pool())  # its own keeps 40 MB more than what is in use
+    arrow, parquet = load_arrow("writing", "eval")
     schema = _schema(arrow, header.scorers)
     count = 0
     with replacing(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:

@@ -15,7 +15,7 @@ _THOUGHT_ENDS = re.compile(rf"^[ \t]*</(?:{_TAG})>[ \t]*$", re.MULTILINE | re.IG
 
 
 def split_thought(text: str) -> tuple[str, str | None]:
-    """The answer and the reasoning of a text that has both: ``<think>…</think>``, or another of ``TAGS``, and the answer.
+    """The answer and the reasoning of a text that has both: ``<think>…</think>``, or another tag, and the answer.
 
     Also where the chat template has opened the block and the text has but its end, alone on a line. A block without an
     end is all reasoning, and the answer is empty. Tags further on in an answer are part of it.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tailrace
+from tailrace.amounts import money, span
 from tailrace.cli import server
 from tailrace.cli.batch.dryrun import estimate_here, rows_per_second
-from tailrace.cli.batch.progress import money, span
 
 if TYPE_CHECKING:
     from tailrace.evaluation.fanout import Work

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailrace.cli.batch.progress import money
+from tailrace.amounts import money
 from tailrace.cli.evaluate.options import RunName, Runs
 from tailrace.cli.options import Json
 from tailrace.cli.output import say
