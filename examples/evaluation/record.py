@@ -13,12 +13,13 @@ To record a real model instead: ``tailrace tail ID --record FILE``.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from tailrace.evaluation.dataset import read_items
+from tailrace.evaluation.loading import load
+from tailrace.evaluation.prompts import Prompts
 
 HERE = Path(__file__).parent
 #: How many of a hundred answers are right.
@@ -40,23 +41,27 @@ CHARACTERS, AROUND, CHUNKS = 4, 4, 3
 
 def recordings(folder: Path = HERE) -> str:
     """The whole file."""
-    yaml: Any = importlib.import_module("ruamel.yaml").YAML(typ="safe")
-    suite = yaml.load(folder / "suite.yaml")
-    with (folder / suite["dataset"]["path"]).open(encoding="utf-8") as file:
-        items = [json.loads(line) for line in file]
-    lines = [recording(prompt, item, items) for prompt in suite["prompts"] for item in items]
+    suite = load(folder / "suite.yaml").suite
+    items = read_items(suite.dataset, folder)
+    rows = [item.columns for item in items]
+    lines = [
+        recording(prompt.name, prompt.messages(item), item.columns, rows)
+        for prompt in map(Prompts, suite.prompts)
+        for item in items
+    ]
     return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
 
 
-def recording(prompt: dict[str, Any], item: dict[str, Any], items: list[dict[str, Any]]) -> dict[str, Any]:
+def recording(
+    prompt: str, asked: list[dict[str, Any]], item: dict[str, Any], items: list[dict[str, Any]]
+) -> dict[str, Any]:
     """A line: the request that it is for, and the chunks of its answer."""
-    asked = messages(prompt, item)
     request = {"messages": asked}
-    place = (item["id"], prompt["name"])
+    place = (item["id"], prompt)
     if place in FAILED:
         return {"request": request, "status": 400, "error": {"message": FAILED[place], "code": "no_answer"}}
     field, finish = "content", "stop"
-    text = answer(prompt["name"], item, items)
+    text = answer(prompt, item, items)
     if place in REFUSED:
         text = "I'm sorry, but I can't help with that."
     elif place in DECLINED:
@@ -80,20 +85,6 @@ def recording(prompt: dict[str, Any], item: dict[str, Any], items: list[dict[str
         "total_tokens": prompt_tokens + tokens,
     }
     return {"request": request, "chunks": [*chunks, (at, {"choices": [], "usage": usage})]}
-
-
-def messages(prompt: dict[str, Any], item: dict[str, Any]) -> list[dict[str, str]]:
-    """What ``tailrace eval`` sends: system message, examples, question."""
-
-    def said(role: str, template: str) -> dict[str, str]:
-        return {"role": role, "content": jinja2.Template(template).render(item)}
-
-    shots = prompt.get("few_shot", [])
-    return [
-        *([said("system", prompt["system"])] if "system" in prompt else []),
-        *(said(role, shot[role]) for shot in shots for role in ("user", "assistant")),
-        said("user", prompt["template"]),
-    ]
 
 
 def answer(prompt: str, item: dict[str, Any], items: list[dict[str, Any]]) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
-import importlib
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
+from tailrace.arrow import load_arrow
 from tailrace.errors import TailraceError
 
 #: Rows of a Parquet file that are decoded at once.
@@ -133,17 +133,9 @@ def _is_text(cells: Iterable[str]) -> bool:
 
 
 def _parquet(path: Path) -> Iterator[Source]:
-    try:
-        arrow: Any = importlib.import_module("pyarrow")  # it has no types
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise TailraceError(
-            "reading Parquet takes the package pyarrow: pip install 'tailrace[parquet]'"
-        ) from None
+    arrow, parquet = load_arrow("reading", "parquet")
     number = 0
     try:
-        # By default its allocator and threads keep 40 MB more than what is in use.
-        arrow.set_memory_pool(arrow.system_memory_pool())
         with parquet.ParquetFile(path, buffer_size=PARQUET_BYTES) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
                 for row in batch.to_pylist():

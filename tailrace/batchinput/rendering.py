@@ -149,21 +149,21 @@ class Template:
     """A Jinja2 template over the columns of a row, in a sandbox. Raises TailraceError where it is none."""
 
     def __init__(self, text_or_file: str) -> None:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from tailrace import templating  # here, for it loads jinja2
 
         text = _template_text(text_or_file)
-        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         try:
-            self._template = environment.from_string(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise TailraceError(f"the template's line {error.lineno}: {error.message}") from None
+            self._template = templating.Template(text)
+        except templating.Invalid as error:
+            raise TailraceError(f"the template's line {error.line}: {error.message}") from None
 
     def render(self, line: int, columns: Mapping[str, Any]) -> str:
         """Raises InvalidRow."""
+        from tailrace.templating import Failed
+
         try:
             return self._template.render(columns)
-        except Exception as error:  # noqa: BLE001 - a template may do whatever an expression can
+        except Failed as error:
             raise InvalidRow(line, f"the template fails: {error}") from None
 
 

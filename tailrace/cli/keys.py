@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from tailrace.amounts import NANO
 from tailrace.cli.options import Home, Json
 from tailrace.cli.server_side import database
 from tailrace.errors import TailraceError
 
 app = typer.Typer(help="Make, change, list and revoke API keys.", no_args_is_help=True)
 
-#: The limits, as they are stored; and parts of a unit of money.
+#: The limits, as they are stored.
 LIMITS = ("rpm", "tpm", "concurrent", "queued", "queued_bytes", "budget_nano")
-NANO = 10**9
 
 Rpm = Annotated[int | None, typer.Option(min=0, help="Requests per minute.")]
 Tpm = Annotated[int | None, typer.Option(min=0, help="Tokens per minute.")]

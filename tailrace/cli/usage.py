@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import tailrace
+from tailrace.amounts import NANO
 from tailrace.cli.options import Home, Json
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 RETRIES = 2
 #: Characters of the longest bar.
 BAR = 24
-#: Dollars are kept in integers, so many to one.
-NANO = 10**9
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SINCE = re.compile(r"([0-9]{1,6})([mhdw])")

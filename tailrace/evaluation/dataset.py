@@ -18,7 +18,7 @@ from tailrace.batchinput import InvalidRow, Source, read
 from tailrace.errors import TailraceError
 from tailrace.evaluation.shapes import Item
 from tailrace.evaluation.suite import Dataset, Wanted
-from tailrace.evaluation.templating import listed
+from tailrace.templating import listed
 
 #: The longest id of an item, in characters: a row's custom_id has more beside it.
 LONGEST_ID = 256

@@ -29,8 +29,6 @@ from tailrace.errors import TailraceError
 VERSION = 1
 MANIFEST, SUITE, ITEMS, LOCK = "manifest.json", "suite.yaml", "items.jsonl", ".lock"
 SAMPLES, PARQUET, SUMMARY, REPORT = "samples.jsonl", "results.parquet", "summary.json", "report.html"
-#: Where runs are if nobody says.
-RUNS = Path("runs")
 
 Status = Literal["running", "completed", "stopped", "failed"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from tailrace.amounts import NANO
 from tailrace.evaluation.figures import ArmFigures, Estimate, Figures, JudgeFigures
 
 UNKNOWN = "?"
 NONE = "–"
-#: Dollars are kept in integers, so many to one.
-NANO = 10**9
 #: Below it a comparison is marked: the chance of one false mark among all of a scorer, as adjusted by Holm.
 SIGNIFICANT = 0.05
 

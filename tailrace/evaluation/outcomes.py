@@ -6,19 +6,14 @@ completion's usage ``record`` beside it, where the server is new enough to write
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
 
 from tailrace.evaluation.shapes import Arm, Failure, Item, Outcome, Record, Sample
+from tailrace.evaluation.thoughts import split_thought
 
-#: A model that thinks aloud: one or more blocks before the answer.
-_THOUGHT = re.compile(r"\s*<(think|thinking)>(.*?)</\1>", re.DOTALL)
-_OPEN_THOUGHT = re.compile(r"\s*<(?:think|thinking)>(.*)", re.DOTALL)
-#: The end of a thought that the chat template began: alone on its line.
-_THOUGHT_ENDS = re.compile(r"^[ \t]*</think(?:ing)?>[ \t]*$", re.MULTILINE)
 _SHARED = frozenset({"hit", "join"})
 
 
@@ -79,28 +74,6 @@ def answer_of(line: dict[str, Any]) -> str | Failure:
     if failure is not None:
         return failure
     return split_thought(_said(_object(_object(_first(body.get("choices"))).get("message"))).text)[0]
-
-
-def split_thought(text: str) -> tuple[str, str | None]:
-    """The answer and the reasoning of a text that has both: ``<think>…</think>`` (or ``thinking``) before the answer.
-
-    Also where the chat template has opened the block and the text has but its end, alone on a line. A block without an
-    end is all reasoning, and the answer is empty. Tags further on in an answer are part of it.
-    """
-    thoughts: list[str] = []
-    rest = text
-    while (block := _THOUGHT.match(rest)) is not None:
-        thoughts.append(block.group(2).strip())
-        rest = rest[block.end() :]
-    if (unended := _OPEN_THOUGHT.match(rest)) is not None:
-        thoughts.append(unended.group(1).strip())
-        rest = ""
-    elif not thoughts and (end := _THOUGHT_ENDS.search(rest)) is not None:
-        thoughts.append(rest[: end.start()].strip())
-        rest = rest[end.end() :]
-    if not thoughts:
-        return text, None
-    return rest.strip(), "\n\n".join(filter(None, thoughts)) or None
 
 
 class _Said(msgspec.Struct):

@@ -7,7 +7,8 @@ from typing import Any
 from tailrace.errors import TailraceError
 from tailrace.evaluation.shapes import Item
 from tailrace.evaluation.suite import Prompt
-from tailrace.evaluation.templating import Failed, Invalid, Template, variables
+from tailrace.evaluation.templating import Template, variables
+from tailrace.templating import Failed, Invalid
 
 
 class Prompts:

@@ -12,7 +12,6 @@ Parquet can't hold, become U+FFFD there.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Any, cast
 
 import msgspec
 
+from tailrace.arrow import load_arrow
 from tailrace.atomic import replacing
 from tailrace.errors import TailraceError
 from tailrace.evaluation.shapes import Failure, Item, Outcome, Record, Sample, Score
@@ -125,7 +125,7 @@ def read_samples(path: Path) -> Iterator[Row]:
 
 def line_of(row: Row, header: Header) -> Line:
     """The flat form. Of a sample that has no answer, the verdict under each scorer of the header is written too."""
-    sample, record = row.sample, row.sample.record
+    sample = row.sample
     scores = {name: LineScore(sample.verdict(name).value) for name in header.scorers}
     for name, score in sample.scores.items():
         verdict = sample.verdict(name).value
@@ -150,18 +150,8 @@ def line_of(row: Row, header: Header) -> Line:
         error_code=sample.error and sample.error.code,
         error_message=sample.error and sample.error.message,
         completion_id=sample.completion_id,
-        cache=record.cache,
-        cost_nano=record.cost_nano,
-        answer_cost_nano=record.answer_cost_nano,
-        prompt_tokens=record.prompt_tokens,
-        completion_tokens=record.completion_tokens,
-        reasoning_tokens=record.reasoning_tokens,
-        cached_tokens=record.cached_tokens,
-        attempts=record.attempts,
-        queue_ms=record.queue_ms,
-        first_chunk_ms=record.first_chunk_ms,
-        duration_ms=record.duration_ms,
         scores=scores,
+        **msgspec.structs.asdict(sample.record),
     )
 
 
@@ -182,19 +172,7 @@ def _row(line: Line) -> Row:
         finish_reason=line.finish_reason,
         error=error,
         completion_id=line.completion_id,
-        record=Record(
-            cache=line.cache,
-            cost_nano=line.cost_nano,
-            answer_cost_nano=line.answer_cost_nano,
-            prompt_tokens=line.prompt_tokens,
-            completion_tokens=line.completion_tokens,
-            reasoning_tokens=line.reasoning_tokens,
-            cached_tokens=line.cached_tokens,
-            attempts=line.attempts,
-            queue_ms=line.queue_ms,
-            first_chunk_ms=line.first_chunk_ms,
-            duration_ms=line.duration_ms,
-        ),
+        record=Record(**{name: getattr(line, name) for name in Record.__struct_fields__}),
         scores={
             name: Score(score.value, score.answer, score.explanation, score.error)
             for name, score in line.scores.items()
@@ -240,14 +218,7 @@ def _decode(text: bytes) -> Line:
 def write_parquet(path: Path, rows: Iterable[Row], header: Header) -> int:
     """``results.parquet``, put in place in one step; the number of its rows. The scorers are those of the header.
     Raises TailraceError where nothing can be written, or pyarrow is not there."""
-    try:
-        arrow: Any = importlib.import_module("pyarrow")  # it has no types
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise TailraceError(
-            "writing Parquet takes the package pyarrow: pip install 'tailrace[eval]'"
-        ) from None
-    arrow.set_memory_pool(arrow.system_memory_pool())  # its own keeps 40 MB more than what is in use
+    arrow, parquet = load_arrow("writing", "eval")
     schema = _schema(arrow, header.scorers)
     count = 0
     with replacing(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:

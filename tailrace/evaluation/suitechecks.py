@@ -11,8 +11,9 @@ from typing import Any
 from tailrace.evaluation.marked import Node, Step
 from tailrace.evaluation.problems import Problem
 from tailrace.evaluation.shorthand import label
-from tailrace.evaluation.templating import Invalid, Template
+from tailrace.evaluation.templating import Template
 from tailrace.evaluation.wording import place
+from tailrace.templating import Invalid
 
 #: Parameters that a run says itself, and why.
 OURS = {

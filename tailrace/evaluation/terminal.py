@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TextIO
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TextIO
 
 from tailrace.evaluation import formats, standing
-from tailrace.evaluation.figures import Estimate, Figures, PairFigures, RunInfo
+from tailrace.evaluation.comparison import ArmComparison, RunComparison
+from tailrace.evaluation.figures import Figures, PairFigures, RunInfo
 from tailrace.evaluation.shapes import Sample, Verdict
 from tailrace.evaluation.standing import Named
 
@@ -184,61 +185,6 @@ def _errors(figures: Figures, console: Console) -> None:
 
 
 # -------------------------------------------------------------------------------------------- two runs, compared
-
-
-class Change(Protocol):
-    """What is shown of ``comparison.Change``."""
-
-    @property
-    def item(self) -> str: ...
-    @property
-    def a(self) -> float | None: ...
-    @property
-    def b(self) -> float | None: ...
-    @property
-    def a_samples(self) -> list[Sample]: ...
-    @property
-    def b_samples(self) -> list[Sample]: ...
-
-
-class ArmComparison(Protocol):
-    """What is shown of ``comparison.ArmComparison``: figures with b, the later run's arm, against a."""
-
-    @property
-    def a(self) -> str: ...
-    @property
-    def b(self) -> str: ...
-    @property
-    def figures(self) -> PairFigures | None: ...
-    @property
-    def a_score(self) -> Estimate | None: ...
-    @property
-    def b_score(self) -> Estimate | None: ...
-    @property
-    def regressions(self) -> Sequence[Change]: ...
-    @property
-    def improvements(self) -> Sequence[Change]: ...
-    @property
-    def lost(self) -> Sequence[Change]: ...
-    @property
-    def gained(self) -> Sequence[Change]: ...
-    @property
-    def only_a(self) -> list[str]: ...
-    @property
-    def only_b(self) -> list[str]: ...
-
-
-class RunComparison(Protocol):
-    """What is shown of ``comparison.RunComparison``."""
-
-    @property
-    def scorer(self) -> str: ...
-    @property
-    def arms(self) -> Sequence[ArmComparison]: ...
-    @property
-    def unmatched_a(self) -> list[str]: ...
-    @property
-    def unmatched_b(self) -> list[str]: ...
 
 
 def comparison(a: str, b: str, found: RunComparison, console: Console, *, items: int = CHANGES) -> None:

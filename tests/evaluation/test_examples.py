@@ -17,6 +17,9 @@ import pytest
 
 from schemas.providers import load_providers
 from tailrace.embedded import providers
+from tailrace.evaluation.dataset import read_items
+from tailrace.evaluation.loading import load
+from tailrace.evaluation.prompts import Prompts
 from workers.providers.kind import DONE, Call
 from workers.providers.replay import Replay, read_recordings
 
@@ -237,17 +240,14 @@ def tape() -> Replay:
 class TestSuite:
     def test_it_is_what_a_run_reads(self, suite: dict[str, Any]) -> None:
         """Its shape, its items and its messages, which are those that record.py makes recordings for."""
-        loading: Any = pytest.importorskip("tailrace.evaluation.loading")
-        dataset: Any = importlib.import_module("tailrace.evaluation.dataset")
-        prompts: Any = importlib.import_module("tailrace.evaluation.prompts")
-        read = loading.load(FOLDER / "suite.yaml").suite
+        read = load(FOLDER / "suite.yaml").suite
         assert read.name == suite["name"]
         assert [scorer.label for scorer in read.scorers] == ["by_kind", "includes", "exact"]
-        items = dataset.read_items(read.dataset, FOLDER)
+        items = read_items(read.dataset, FOLDER)
         assert [item.id for item in items] == list(BY_ID)
         assert [list(item.targets) for item in items] == [answers(row) for row in ROWS]
         recorded = {json.dumps(each.request) for each in read_recordings(FOLDER / "recordings.jsonl")}
-        made = [prompts.Prompts(prompt).messages(item) for prompt in read.prompts for item in items]
+        made = [Prompts(prompt).messages(item) for prompt in read.prompts for item in items]
         assert {json.dumps({"messages": messages}) for messages in made} == recorded
 
     def test_its_models_are_those_of_the_providers(self, suite: dict[str, Any], tmp_path: Path) -> None:
@@ -281,21 +281,20 @@ class TestRecordings:
         assert file.read_text("utf-8") == record.recordings()
         assert file.stat().st_size < MOST_BYTES
 
-    async def test_each_question_has_one_under_each_prompt(
-        self, suite: dict[str, Any], record: Any, tape: Replay
-    ) -> None:
+    async def test_each_question_has_one_under_each_prompt(self, tape: Replay) -> None:
         """Played by the provider itself; what they come to has everything that a report tells apart."""
         seen: Counter[str] = Counter()
         by_kind = script("scorers").by_kind
-        for prompt in suite["prompts"]:
-            for row in ROWS:
-                seen[await played(tape, record.messages(prompt, row), row, by_kind)] += 1
+        read = load(FOLDER / "suite.yaml").suite
+        for prompt in map(Prompts, read.prompts):
+            for item in read_items(read.dataset, FOLDER):
+                seen[await played(tape, prompt.messages(item), item.columns, by_kind)] += 1
         assert seen.total() == 2 * len(ROWS)
         assert seen.keys() == {"right", "partly", "wrong", "truncated", "refused", "failed"}
         assert 0.6 < seen["right"] / seen.total() < 0.95
 
 
-async def played(tape: Replay, messages: list[dict[str, str]], row: dict[str, Any], by_kind: Any) -> str:
+async def played(tape: Replay, messages: list[dict[str, Any]], row: dict[str, Any], by_kind: Any) -> str:
     """What became of a question, in a word."""
     if recording(tape, messages).status != 200:
         return "failed"
@@ -313,7 +312,7 @@ async def played(tape: Replay, messages: list[dict[str, str]], row: dict[str, An
     return {0: "wrong", 1: "right"}.get(value, "partly")
 
 
-def recording(tape: Replay, messages: list[dict[str, str]]) -> Any:
+def recording(tape: Replay, messages: list[dict[str, Any]]) -> Any:
     return tape._find({"messages": messages, "temperature": 0, "model": "scripted"})
 
 

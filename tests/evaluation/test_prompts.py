@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace import templating
 from tailrace.errors import TailraceError
-from tailrace.evaluation import templating
 from tailrace.evaluation.prompts import Prompts
 from tailrace.evaluation.shapes import Item
 from tailrace.evaluation.suite import Prompt, Shot

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.evaluation.outcomes import sample_of, split_thought
+from tailrace.evaluation.outcomes import sample_of
 from tailrace.evaluation.requests import arms, digest, file_name, row
 from tailrace.evaluation.shapes import Arm, Failure, Item, Outcome, Record, Sample
 from tailrace.evaluation.suite import Dataset, Exact, Model, Prompt, Suite
+from tailrace.evaluation.thoughts import split_thought
 
 ITEM = Item(id="q/1", input="q", targets=(), metadata={}, columns={"input": "q"}, category="sums")
 MESSAGES = [{"role": "user", "content": "q"}]
@@ -236,6 +237,9 @@ def test_reasoning_is_kept_apart(message: dict[str, Any], reasoning: str | None)
         ("<think>a</think>b", "b", "a"),
         ("\n<think>\na\n</think>\n\nb\n", "b", "a"),
         ("<thinking>a</thinking> b", "b", "a"),
+        ("\n<THINK>a</Think> b", "b", "a"),
+        ("<reasoning>a</reasoning>b", "b", "a"),
+        ("<thought>a</think>b", "", "a</think>b"),
         ("<think>a</think><think>c</think>b", "b", "a\n\nc"),
         ("<think></think>b", "b", None),
         ("<think>\n\n</think>\n\n{}", "{}", None),

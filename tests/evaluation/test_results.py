@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tailrace.errors import TailraceError
 from tailrace.evaluation import results
-from tailrace.evaluation.results import Header, Row, read_samples, write_parquet, write_samples
+from tailrace.evaluation.results import Header, Line, Row, read_samples, write_parquet, write_samples
 from tailrace.evaluation.shapes import Failure, Item, Outcome, Record, Sample, Score
 from tests.support.evaluation import HOSTILE, made_run
 from tests.support.json_texts import texts
@@ -232,3 +232,12 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path: Path, monkeypatch:
     with pytest.raises(TailraceError, match=r"pip install 'tailrace\[eval\]'"):
         write_parquet(tmp_path / "results.parquet", [], HEADER)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_documentation_names_every_field() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text("utf-8")
+    table = text[text.index("### Samples") : text.index("### What is not asked again")]
+    names = [
+        cell for row in table.splitlines() if row.startswith("| `") for cell in row.split("|")[1].split(",")
+    ]
+    assert [name.strip(" `") for name in names] == list(Line.__struct_fields__)

@@ -52,6 +52,12 @@ def told(
 # ------------------------------------------------------------------------------------------- what may stand there
 
 
+def test_a_pattern_may_have_the_target_in_it_as_it_stands(tmp_path: Path) -> None:
+    text = LEAST.replace("exact", r"{type: regex, pattern: '\b{{ target | escape_regex }}\b'}")
+    found = suite(tmp_path, text)
+    assert found.scorers[0] == SCORERS["regex"](pattern=r"\b{{ target | escape_regex }}\b")
+
+
 def test_the_least_suite_has_the_documented_defaults(tmp_path: Path) -> None:
     found = suite(tmp_path, LEAST)
     assert found.prompts == (Prompt(name="default", template="{{ input }}"),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tailrace.evaluation import terminal
+from tailrace.evaluation.comparison import ArmComparison, Change, RunComparison
 from tailrace.evaluation.figures import Estimate, Figures
 from tailrace.evaluation.shapes import Outcome, Sample, Score
 from tests.support.evaluation import Run, made_run
@@ -119,24 +119,24 @@ def _sample(item: str, text: str, value: float | None, answer: str | None = None
 
 def _change(
     item: str, a: float | None, b: float | None, text: str = "then", answer: str | None = None
-) -> Any:
+) -> Change:
     """Each run has a sample more, which came out the same way in both."""
     before = [_sample(item, "the same", 0.5), _sample(item, "as it was", a)]
     after = [_sample(item, "the same", 0.5), _sample(item, text, b, answer)]
-    return SimpleNamespace(item=item, a=a, b=b, a_samples=before, b_samples=after)
+    return Change(item, None, a, b, before, after)
 
 
-def _compared(run: Run, **lists: list[Any]) -> Any:
+def _compared(run: Run, **lists: Any) -> RunComparison:
     figures = run.figures.pairs[0]
     score = Estimate(0.75, 0.7, 0.8, 30, 60, "t")
     empty: dict[str, list[Any]] = {
         name: [] for name in ("regressions", "improvements", "lost", "gained", "only_a", "only_b")
     }
-    arm = SimpleNamespace(a="k1", b="k2", figures=figures, a_score=score, b_score=None, **{**empty, **lists})
-    return SimpleNamespace(scorer="numeric", arms=[arm], unmatched_a=["[old]"], unmatched_b=[])
+    arm = ArmComparison("k1", "k2", figures, score, None, unchanged=0, **{**empty, **lists})
+    return RunComparison("numeric", [arm], ["[old]"], [])
 
 
-def _compare(found: Any, width: int = 200, items: int = 20) -> str:
+def _compare(found: RunComparison, width: int = 200, items: int = 20) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=False)
     terminal.comparison("run-1", "run-2", found, console, items=items)

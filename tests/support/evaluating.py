@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support.backend import Received
 from tests.support.stack import Stack
-from tests.tailrace.command import command, environment, run
+from tests.tailrace.command import run, start
 
 
 class Evaluation:
@@ -45,15 +45,7 @@ class Evaluation:
         return run("eval", *arguments, settings=self.settings, cwd=self.folder)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command("eval", *arguments),
-            env=environment(**self.settings),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start("eval", *arguments, settings=self.settings, cwd=self.folder)
 
     def done(self, *arguments: str, code: int = 0) -> str:
         """Run to its end; what it said."""

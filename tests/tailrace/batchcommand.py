@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.stack import Stack
-from tests.tailrace.command import command, environment, run
+from tests.tailrace.command import run, start
 
 SECONDS = 90.0
 
@@ -28,15 +28,7 @@ class Batch:
         return run("batch", *arguments, settings=self.settings, cwd=self.folder)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command("batch", *arguments),
-            env=environment(**self.settings),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start("batch", *arguments, settings=self.settings, cwd=self.folder)
 
     def lines(self, name: str = "out.jsonl") -> list[dict[str, Any]]:
         path = self.folder / name

@@ -43,6 +43,19 @@ def run(
     )
 
 
+def start(*arguments: str, settings: Mapping[str, str], cwd: Path) -> subprocess.Popen[str]:
+    """Begin; what it says, on either stream, is in ``stdout``."""
+    return subprocess.Popen(
+        command(*arguments),
+        env=environment(**settings),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
     """The one line on standard error of a command that ended with ``code``."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)

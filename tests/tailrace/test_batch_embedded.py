@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ import pytest
 from tests.support.backend import Backend
 from tests.support.providers import write_providers
 from tests.support.valkey import wait_until
-from tests.tailrace.command import command, complaint, environment, run
+from tests.tailrace.command import complaint, run, start
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(300)]
 
@@ -48,15 +47,7 @@ def test_ctrl_c_stops_the_stack_and_the_same_command_goes_on(folder: Path, backe
     )
     assert "tailrace up" in complaint(run(*how, "--detach", settings=settings, cwd=folder), 1)
 
-    first = subprocess.Popen(
-        command(*how),
-        env=environment(**settings),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    first = start(*how, settings=settings, cwd=folder)
     try:
         wait_until(lambda: ended(backend) >= 2, SECONDS, "two answers")
         family = psutil.Process(first.pid).children(recursive=True)

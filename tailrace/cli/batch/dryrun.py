@@ -15,10 +15,10 @@ import msgspec
 
 import tailrace
 from tailrace import connection
+from tailrace.amounts import money, span
 from tailrace.cli import server
 from tailrace.cli.batch import job
 from tailrace.cli.batch.plan import Input, Plan, plan
-from tailrace.cli.batch.progress import money, span
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.output import warn
 

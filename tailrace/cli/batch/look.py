@@ -16,11 +16,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 import tailrace
+from tailrace.amounts import money
 from tailrace.batches import ENDED, Batch
 from tailrace.cli import server
 from tailrace.cli.batch import job
 from tailrace.cli.batch.lines import Written, merge
-from tailrace.cli.batch.progress import cost_of, errors_of, money, rows
+from tailrace.cli.batch.progress import cost_of, errors_of, rows
 from tailrace.cli.batch.state import State, beside
 from tailrace.cli.options import Home, Json
 from tailrace.cli.output import say, warn

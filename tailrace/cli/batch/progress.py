@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
 
+from tailrace.amounts import money, span
 from tailrace.cli.output import say
 
 #: Seconds between two lines of progress at first; each pause is half as long again, up to the longest.
@@ -17,8 +18,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 WINDOW = 30.0
 #: Columns of a terminal in which there is room for all that can be told.
 WIDE = 110
-#: Dollars are kept in integers, so many to one.
-NANO = 10**9
 
 
 class Reading:
@@ -176,30 +175,6 @@ def cost_of(batch: dict[str, Any]) -> int | None:
     """Nano-dollars; None where nobody knows."""
     cost = batch.get("cost")
     return None if cost is None else int(cost)
-
-
-def money(nano: int | None) -> str:
-    """A question mark where nobody knows."""
-    if nano is None:
-        return "$?"
-    dollars = nano / NANO
-    return f"${dollars:,.2f}" if dollars >= 1 or not nano else f"${dollars:,.6f}"
-
-
-def span(seconds: float) -> str:
-    """
-
-    >>> span(4), span(75), span(7300), span(200000)
-    ('4s', '1m15s', '2h02m', '2d07h')
-    """
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
 
 
 def _rate(value: float) -> str:

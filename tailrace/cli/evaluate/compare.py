@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailrace.cli.evaluate.options import Runs
 from tailrace.cli.options import Json
 from tailrace.errors import TailraceError
+
+if TYPE_CHECKING:
+    from tailrace.evaluation.folder import Folder
 
 
 def compare(
@@ -42,14 +45,12 @@ def compare(
     terminal.comparison(*ids, found, terminal.make_console(), items=changes)
 
 
-def _scorer(first: object, second: object, asked: str | None) -> str:
+def _scorer(first: Folder, second: Folder, asked: str | None) -> str:
     """Raises TailraceError where the runs have none in common."""
-    from tailrace.evaluation.folder import Folder
     from tailrace.evaluation.outputs import read_summary
 
     names: list[list[str]] = []
     for folder in (first, second):
-        assert isinstance(folder, Folder)
         summary = read_summary(folder.path)
         if summary is None:
             raise TailraceError(f"{folder.manifest.id} has no results yet")

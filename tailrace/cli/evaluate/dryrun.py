@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tailrace
+from tailrace.amounts import money, span
 from tailrace.cli import server
 from tailrace.cli.batch.dryrun import estimate_here, rows_per_second
-from tailrace.cli.batch.progress import money, span
 
 if TYPE_CHECKING:
     from tailrace.evaluation.fanout import Work
@@ -168,16 +167,16 @@ def _prompts(run: Run) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def _print(
     parts: list[Part], prompts: list[tuple[str, list[dict[str, Any]]]], shape: tuple[int, int, int]
 ) -> None:
-    import rich.console
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
-    console = rich.console.Console(highlight=False, markup=False, width=None if terminal else 1000)
+    from tailrace.evaluation.terminal import make_console
+
+    console = make_console()
     items, arms, samples = shape
     print(f"{items:,} items × {arms} arms × {samples} samples = {items * arms * samples:,} requests")
-    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     table.add_column("")
     for title in ("requests", "answered before", "cached", "input tokens", "output tokens", "cost", "time"):
         table.add_column(title, justify="right")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
-from tailrace.cli.batch.progress import FIRST_PAUSE, LONGEST_PAUSE, Reading, money, span
+from tailrace.amounts import money, span
+from tailrace.cli.batch.progress import FIRST_PAUSE, LONGEST_PAUSE, Reading
 from tailrace.cli.output import say
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailrace.cli.batch.progress import money
+from tailrace.amounts import money
 from tailrace.cli.evaluate.options import RunName, Runs
 from tailrace.cli.options import Json
 from tailrace.cli.output import say
@@ -120,16 +119,15 @@ def _scores(figures: Any) -> dict[str, dict[str, float | None]]:
 
 
 def _print_list(found: list[Folder]) -> None:
-    import rich.console
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     from tailrace.evaluation.outputs import read_summary
+    from tailrace.evaluation.terminal import make_console
 
-    terminal = sys.stdout.isatty()
-    console = rich.console.Console(highlight=False, markup=False, width=None if terminal else 1000)
-    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False)
+    console = make_console()
+    table = Table(box=SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for title, justify in (("run", "left"), ("begun", "left"), ("status", "left"), ("items", "right")):
         table.add_column(title, justify=justify)  # pyright: ignore[reportArgumentType]
     table.add_column("score", overflow="fold")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
+from tailrace.amounts import NANO
 from tailrace.evaluation import formats
 from tailrace.evaluation.figures import Estimate, PairFigures
 from tailrace.evaluation.report import svg
@@ -106,7 +107,7 @@ def costs(id: str, arms: Sequence[Named]) -> Markup | None:
     if all(formats.answer_cost(a.figures) == formats.UNKNOWN for a in arms):
         return None
     scale = svg.linear(
-        [0.0, max(max(a.figures.answer_cost_nano, a.figures.cost_nano) for a in arms) / formats.NANO or 1e-6],
+        [0.0, max(max(a.figures.answer_cost_nano, a.figures.cost_nano) for a in arms) / NANO or 1e-6],
         count=4,
         floor=0.0,
     )
@@ -122,7 +123,7 @@ def costs(id: str, arms: Sequence[Named]) -> Markup | None:
         parts += _row(top, label, value)
         for kind, nano in (("all", arm.answer_cost_nano), ("paid", arm.cost_nano)):
             if nano:
-                width = scale.width(0, nano / formats.NANO)
+                width = scale.width(0, nano / NANO)
                 parts.append(svg.bar(scale.at(0), top + 21, width, 11, f"{kind} {colour(n)}", tip))
         said.append(tip)
     return svg.picture(id, "Cost of each arm", "; ".join(said), bottom + AXIS, *parts)

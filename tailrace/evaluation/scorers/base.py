@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from tailrace.evaluation.scorers.text import without_thoughts
 from tailrace.evaluation.shapes import Answer, Score
 
 #: A shorter prompt at the beginning of an answer says nothing: ``Paris`` may be asked and answered. In characters.
@@ -45,9 +44,8 @@ class Each:
 
 
 def said(answer: Answer) -> str:
-    """An answer's text without thoughts (a leading ``<think>`` block) and without the prompt, where it begins with it
-    and goes on."""
-    text = without_thoughts(answer.text).strip()
+    """An answer's text, without the prompt where it begins with it and goes on."""
+    text = answer.text.strip()
     asked = prompt(answer).strip()
     if len(asked) >= SHORTEST_PROMPT and text.startswith(asked) and (rest := text[len(asked) :].strip()):
         return rest

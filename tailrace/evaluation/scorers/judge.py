@@ -24,14 +24,14 @@ The task:
 {{ prompt or input }}
 </task-{{ fence }}>
 
-{% if targets %}
+{% if targets -%}
 {{ "A correct answer" if targets | length == 1 else "Correct answers, any of which will do" }}:
 <reference-{{ fence }}>
 {{ targets | join("\n") }}
 </reference-{{ fence }}>
-{% else %}
+{%- else -%}
 There is no reference answer: go by what you know.
-{% endif %}
+{%- endif %}
 
 The answer to be graded:
 <answer-{{ fence }}>

@@ -6,14 +6,14 @@ from collections import Counter
 
 from tailrace.evaluation import suite
 from tailrace.evaluation.scorers.base import Each, said, shortened
-from tailrace.evaluation.scorers.text import contains, normalise, same, tokens, without_thoughts
+from tailrace.evaluation.scorers.text import contains, normalise, same, tokens
 from tailrace.evaluation.shapes import Answer, Score
 
 
 def _tellings(answer: Answer) -> list[str]:
     """What an answer says, with and without a prompt that it repeats: a target may be a whole sentence, whose beginning
     was the prompt."""
-    return list(dict.fromkeys([said(answer), without_thoughts(answer.text).strip()]))
+    return list(dict.fromkeys([said(answer), answer.text.strip()]))
 
 
 def _is_exact(answer: Answer, target: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tailrace.evaluation.scorers.text import plain, without_thoughts
+from tailrace.evaluation.scorers.text import plain
 
 #: Characters of a text that are looked at.
 BEGINNING = 300
@@ -60,5 +60,5 @@ _BARE = re.compile(
 
 def is_refusal(text: str) -> bool:
     """Whether a text begins by declining."""
-    beginning = plain(without_thoughts(text)[:BEGINNING]).replace("*", "").lstrip(" \t\r\n_>#\"'`-")
+    beginning = plain(text.lstrip()[:BEGINNING]).replace("*", "").lstrip(" \t\r\n_>#\"'`-")
     return _REFUSAL.match(beginning) is not None or _BARE.fullmatch(beginning.rstrip()) is not None

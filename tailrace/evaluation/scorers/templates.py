@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from tailrace.errors import TailraceError
+from tailrace.evaluation import templating
 from tailrace.evaluation.scorers.base import prompt, said
 from tailrace.evaluation.shapes import Answer, Item
+from tailrace.templating import Failed, Invalid
 
 
 class Template:
-    """Jinja2 in a sandbox, where an unknown name is an error. ``{{ target | escape_regex }}`` stands for itself in a
-    pattern. Raises TailraceError, beginning with ``field``, where it is no template."""
+    """Raises TailraceError, beginning with ``field``, where the text is no template."""
 
     def __init__(self, text: str, field: str) -> None:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-        )
-        environment.filters["escape_regex"] = _escaped
         self._field = field
         try:
-            self._template = environment.from_string(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise TailraceError(f"{field}: line {error.lineno} of the template: {error.message}") from None
+            self._template = templating.Template(text)
+        except Invalid as error:
+            raise TailraceError(f"{field}: {error}") from None
 
     def render(self, variables: dict[str, Any]) -> str:
         """Raises TailraceError."""
         try:
             return self._template.render(variables)
-        except Exception as error:  # noqa: BLE001 - a template may do whatever an expression can
+        except Failed as error:
             raise TailraceError(f"{self._field}: the template fails: {error}") from None
 
 
@@ -51,7 +44,3 @@ def of_item(item: Item) -> dict[str, Any]:
 def of_answer(answer: Answer) -> dict[str, Any]:
     """The item's, with ``answer`` (over a column of that name) and ``prompt``, the last message of a user."""
     return of_item(answer.item) | {"answer": said(answer), "prompt": prompt(answer)}
-
-
-def _escaped(value: object) -> str:
-    return re.escape(str(value))

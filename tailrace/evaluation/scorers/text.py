@@ -42,7 +42,6 @@ _PAIRS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _PIECE = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 _SPLITTER = re.compile(r"(?<!\d)[,;:!?\"()\[\]{}|/]|[,;:!?\"()\[\]{}|/](?!\d)")
 _UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
-_THINKING = re.compile(r"\s*<(think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
@@ -118,16 +117,6 @@ def unwrapped(text: str, depth: int = DEPTH) -> str:
         position = end + 1
     parts.append(text[position:])
     return _LATEX_ESCAPE.sub(r"\1", _LATEX_SPACE.sub(" ", "".join(parts)))
-
-
-def without_thoughts(text: str) -> str:
-    """What comes after a block of ``<think>`` that the text begins with: nothing where it is never closed."""
-    opened = _THINKING.match(text)
-    if opened is None:
-        head, closed, rest = text.rpartition("</think>")
-        return rest if closed and "<think>" not in head else text
-    closing = text.lower().find(f"</{opened[1].lower()}>")
-    return text[closing + len(opened[1]) + 3 :] if closing >= 0 else ""
 
 
 def is_unspaced(character: str) -> bool:

@@ -42,7 +42,6 @@ PHRASINGS = [
     ("#### {}", True),
     ('{{"answer": "{}"}}', True),
     ("答案是{}。", False),
-    ("<think>It may be B or C</think>{}", True),
     ("The answer is {}, and not the others.", True),
     ("Wait, no, {}.", False),
     ("It's {}.", False),
@@ -170,9 +169,7 @@ def test_any_letter_is_recognised_in_each_phrasing(
 
 @given(st.sampled_from("ABCD"), st.sampled_from(PHRASINGS))
 def test_a_question_repeated_first_changes_nothing(letter: str, phrasing: tuple[str, bool]) -> None:
-    text = f"Which is a capital?\n{LISTED}\n\n{phrasing[0].format(letter)}".replace(
-        "<think>It may be B or C</think>", ""
-    )
+    text = f"Which is a capital?\n{LISTED}\n\n{phrasing[0].format(letter)}"
     assert value(suite.Choice(choices="choices"), text, letter, choices=CAPITALS) == 1
 
 

@@ -32,7 +32,6 @@ REFUSALS = [
     "It would be unethical to provide that.",
     "It would not be appropriate for me to discuss it.",
     "I CANNOT ASSIST WITH THAT",
-    "<think>Should I?</think>I can't help with that.",
     "I'm afraid I can't do that.",
     "I simply cannot help with this",
     "I will not write that.",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.evaluation.scorers.text import contains, normalise, plain, same, tokens, without_thoughts
+from tailrace.evaluation.scorers.text import contains, normalise, plain, same, tokens
 
 #: Texts in which something goes on: markdown, LaTeX, numbers, scripts.
 PIECES = st.sampled_from(
@@ -212,22 +212,6 @@ def test_words_are_found_whole(text: str, words: str, *, found: bool) -> None:
 )
 def test_tokens(text: str, expected: list[str]) -> None:
     assert tokens(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "rest"),
-    [
-        ("<think>It is A</think>B", "B"),
-        ("\n<THINK>a</Think> B", " B"),
-        ("<think>never ends", ""),
-        ("thoughts of a template</think>B", "B"),
-        ("B", "B"),
-        ("Write <think>x</think> here", "Write <think>x</think> here"),
-        ("<thinking>x</thinking>y", "y"),
-    ],
-)
-def test_thoughts_are_passed_over(text: str, rest: str) -> None:
-    assert without_thoughts(text) == rest
 
 
 @pytest.mark.parametrize(
