@@ -47,7 +47,12 @@ class Suite:
     def run(self, tests: str, *arguments: str) -> tuple[int, str]:
         """Exit code and output."""
         (self.folder / "test_it.py").write_text(BASIS + tests)
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        # What this pytest was told, and the make that may have started it, are none of theirs.
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST_", "MAKE", "MFLAGS"))
+        }
         done = subprocess.run(
             [sys.executable, str(ROOT / ".ci" / "suite.py"), "test", *arguments],
             cwd=self.folder,

@@ -147,5 +147,6 @@ def test_a_slice_is_a_task_that_celery_shows(stack: Stack) -> None:
     )
     tasks = [task for tasks in json.loads(told.stdout).values() for task in tasks]
     found = [task["id"] for task in tasks if task["name"] == "tailrace.slice"]
-    assert any(id.startswith(f"{batch.id}-0-") for id in found)
+    # Asking takes a while on a busy machine: by then it may be the second one.
+    assert any(id.startswith((f"{batch.id}-0-", f"{batch.id}-25-")) for id in found)
     batch.over()
