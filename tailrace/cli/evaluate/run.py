@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,7 +87,12 @@ def run(
         raise typer.Exit(told(loaded, runs, home, fresh=fresh, local_model=local_model, as_json=as_json))
     with job.on_disk(runs / "."):
         folder = begin(loaded, runs, server.identity(home), fresh=fresh)
-        code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
+        try:
+            code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
+        except TailraceError:
+            if not folder.manifest.begun:
+                shutil.rmtree(folder.path, ignore_errors=True)  # the same command begins it again
+            raise
     raise typer.Exit(code)
 
 
@@ -123,8 +129,6 @@ def _configured(home: Path | None, local_model: bool) -> bool:
 
 def begin(loaded: Loaded, runs: Path, server: str, *, fresh: bool) -> Folder:
     """A new run's folder, with all that it needs to go on. Nothing stays of one whose suite can't work."""
-    import shutil
-
     from tailrace.evaluation import dataset, folder, loading
     from tailrace.evaluation.runner import Run
 
@@ -196,6 +200,10 @@ def _work(
                 code = server.embedded(home, local_model=local_model, quiet=as_json, use=use)
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except TailraceError:
+            if folder.manifest.begun:
+                warn(f"what is answered stays: tailrace eval resume {folder.manifest.id}{_where(runs, home)}")
+            raise
         if ended:
             _tell(folder, as_json=as_json)
             failed = _failed(folder)
