@@ -76,7 +76,7 @@ def dry_run(
         told = dict(zip(names, shape, strict=True)) | {"parts": [dataclasses.asdict(part) for part in parts]}
         print(json.dumps(told | {"prompts": dict(prompts)}))
     else:
-        _print(parts, prompts, shape)
+        _print(parts, prompts, shape, server.is_configured(home))
     return 1 if any(part.error for part in parts) else 0
 
 
@@ -166,7 +166,10 @@ def _prompts(run: Run) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _print(
-    parts: list[Part], prompts: list[tuple[str, list[dict[str, Any]]]], shape: tuple[int, int, int]
+    parts: list[Part],
+    prompts: list[tuple[str, list[dict[str, Any]]]],
+    shape: tuple[int, int, int],
+    configured: bool,
 ) -> None:
     import rich.console
     from rich.box import SIMPLE_HEAD
@@ -176,7 +179,9 @@ def _print(
     terminal = sys.stdout.isatty()
     console = rich.console.Console(highlight=False, markup=False, width=None if terminal else 1000)
     items, arms, samples = shape
-    print(f"{items:,} items × {arms} arms × {samples} samples = {items * arms * samples:,} requests")
+    several = "arm" if arms == 1 else "arms", "sample" if samples == 1 else "samples"
+    what = f"{items:,} items × {arms} {several[0]} × {samples} {several[1]}"
+    print(f"{what} = {items * arms * samples:,} requests")
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False)
     table.add_column("")
     for title in ("requests", "answered before", "cached", "input tokens", "output tokens", "cost", "time"):
@@ -196,7 +201,12 @@ def _print(
     console.print(table)
     known = [part.cost_nano for part in parts if part.cost_nano is not None]
     some = "" if len(known) == len(parts) else ", and what has no price"
-    print(f"in all up to {money(sum(known))}{some}")
+    if known:
+        print(f"in all up to {money(sum(known))}{some}")
+    else:
+        print("nobody knows what it costs: none of the models has a known price")
+    if not configured:
+        print("no server is configured, and only one knows what its cache has and how long it takes")
     for part in parts:
         if part.error:
             print(f"{part.label}: the server would refuse: {part.error}")
