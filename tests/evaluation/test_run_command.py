@@ -74,6 +74,8 @@ def test_a_changed_model_is_asked_alone(evaluation: Evaluation) -> None:
     assert "4 answers to the same requests are those of" in told
     first, second = evaluation.figures(0)["arms"][0], evaluation.figures(1)["arms"][0]
     assert first["answer_cost_nano"] == second["answer_cost_nano"] > 0
+    assert first["cost_nano"] > 0
+    assert second["cost_nano"] == 0
     assert evaluation.outcomes() == {"truncated": 4}
 
 
@@ -122,11 +124,15 @@ def test_a_budget_stops_it_and_a_larger_one_goes_on(evaluation: Evaluation) -> N
         budget=0.00001,
     )
     told = evaluation.done("run", "suite.yaml", code=3)
-    assert "budget" in told
+    assert "the budget of $0.00001 is spent" in told
     manifest = evaluation.manifest()
     assert manifest["status"] == "stopped"
     asked = len(evaluation.asked())
     assert 0 < asked < 40
+    spent = sum(batch["cost_nano"] for batch in manifest["spent"])
+    assert evaluation.figures()["spent_nano"] == spent
+    assert evaluation.json("resume", "latest", code=3)["status"] == "stopped"
+    assert evaluation.manifest()["spent"] == manifest["spent"], "a budget that is spent asks nothing"
     outcomes = evaluation.outcomes()
     assert outcomes["answered"] + outcomes["missing"] == 40
     evaluation.done("resume", "latest", "--budget", "10")
@@ -141,6 +147,7 @@ def test_a_budget_needs_prices(evaluation: Evaluation) -> None:
     assert ended.returncode == 1
     assert "budget: nobody knows what fake costs" in ended.stderr
     assert not evaluation.asked()
+    assert not evaluation.runs
 
 
 def test_what_the_server_refuses_is_told_before_anything_is_asked(evaluation: Evaluation) -> None:
@@ -149,6 +156,7 @@ def test_what_the_server_refuses_is_told_before_anything_is_asked(evaluation: Ev
     assert ended.returncode == 1
     assert "listed:gone" in ended.stderr
     assert not evaluation.asked()
+    assert not evaluation.runs, "nothing stays of a run that could not begin"
 
 
 def test_a_judge_grades_and_is_paid(evaluation: Evaluation) -> None:
