@@ -14,6 +14,11 @@ NANO = 10**9
 SIGNIFICANT = 0.05
 
 
+def count(number: int, thing: str) -> str:
+    """``1 item``, ``1,200 items``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def percent(value: float) -> str:
     """A score from 0 to 1: ``71.7%``; the ends are for what is there exactly."""
     shown = f"{100 * value:.1f}"

@@ -49,7 +49,7 @@ def summary(info: RunInfo, figures: Figures, console: Console, *, report: str | 
     took = "" if figures.seconds is None else f" in {formats.duration(figures.seconds * 1000)}"
     _say(
         console,
-        f"{figures.samples:,} samples of {figures.items:,} items{took}, paid {formats.total(figures)}",
+        f"{formats.count(figures.samples, 'sample')} of {_items(figures.items)}{took}, paid {formats.total(figures)}",
     )
     for scorer in info.scorers:
         console.print()
@@ -317,7 +317,7 @@ def _changes(arm: ArmComparison, scorer: str, console: Console, items: int) -> N
 
 
 def _items(count: int) -> str:
-    return f"{count:,} item" if count == 1 else f"{count:,} items"
+    return formats.count(count, "item")
 
 
 def _answer(samples: Iterable[Sample], scorer: str, *, best: bool) -> str:

@@ -15,6 +15,7 @@ import tailrace
 from tailrace.cli import server
 from tailrace.cli.batch.dryrun import estimate_here, rows_per_second
 from tailrace.cli.batch.progress import money, span
+from tailrace.evaluation.formats import count
 
 if TYPE_CHECKING:
     from tailrace.evaluation.fanout import Work
@@ -179,9 +180,8 @@ def _print(
     terminal = sys.stdout.isatty()
     console = rich.console.Console(highlight=False, markup=False, width=None if terminal else 1000)
     items, arms, samples = shape
-    several = "arm" if arms == 1 else "arms", "sample" if samples == 1 else "samples"
-    what = f"{items:,} items × {arms} {several[0]} × {samples} {several[1]}"
-    print(f"{what} = {items * arms * samples:,} requests")
+    what = f"{count(items, 'item')} × {count(arms, 'arm')} × {count(samples, 'sample')}"
+    print(f"{what} = {count(items * arms * samples, 'request')}")
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False)
     table.add_column("")
     for title in ("requests", "answered before", "cached", "input tokens", "output tokens", "cost", "time"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tailrace.cli.batch.progress import FIRST_PAUSE, LONGEST_PAUSE, Reading, money, span
 from tailrace.cli.output import say
+from tailrace.evaluation.formats import count
 
 if TYPE_CHECKING:
     from tailrace.evaluation.fanout import Work
@@ -102,7 +103,7 @@ class _Lines(_Board):
         for work in works:
             row = self.rows[work.name]
             already = f", {row.before:,} answered already" if row.before else ""
-            say(f"{row.label}: {row.total:,} requests{already}")
+            say(f"{row.label}: {count(row.total, 'request')}{already}")
 
     def batch(self, work: Work, now: dict[str, Any]) -> None:
         super().batch(work, now)

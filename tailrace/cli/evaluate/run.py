@@ -18,6 +18,7 @@ from tailrace.cli.options import Home, Json
 from tailrace.cli.output import say, warn
 from tailrace.cli.running import INTERRUPTED
 from tailrace.errors import TailraceError
+from tailrace.evaluation.formats import count
 
 if TYPE_CHECKING:
     from tailrace.evaluation.folder import Folder
@@ -220,16 +221,14 @@ def _announce(run: Run) -> None:
     total = arms * samples * len(run.items)
     several = len(suite.prompts) > 1
     arm = "model" if arms == 1 else "models and prompts" if several else "models"
-    what = f"{len(run.items):,} items × {arms} {arm}"
-    say(
-        f"run {manifest.id}: {what} × {samples} {'sample' if samples == 1 else 'samples'} = {total:,} requests"
-    )
+    what = f"{count(len(run.items), 'item')} × {arms} {arm} × {count(samples, 'sample')}"
+    say(f"run {manifest.id}: {what} = {count(total, 'request')}")
 
 
 def _reuse(run: Run, runs: Path, *, quiet: bool) -> None:
-    for other, count in run.reuse(runs).items():
+    for other, taken in run.reuse(runs).items():
         if not quiet:
-            say(f"{count:,} answers to the same requests are those of {other}; --fresh asks again")
+            say(f"{count(taken, 'answer')} to the same requests taken from {other}; --fresh asks again")
 
 
 def _tell(folder: Folder, *, as_json: bool) -> None:
