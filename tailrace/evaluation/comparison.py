@@ -189,6 +189,6 @@ def _match(
     matched = [(key, key) for key in a if key in b]
     if not matched:
         raise TailraceError(
-            f"arms: the runs have none in common; say which to compare (a: {', '.join(a)}; b: {', '.join(b)})"
+            f"the runs have no model in common: one has {', '.join(a)}, the other {', '.join(b)}"
         )
     return matched

@@ -19,6 +19,7 @@ import tailrace
 from tailrace.batches import Batch
 from tailrace.errors import APIError, ConnectionFailed, TailraceError
 from tailrace.evaluation.folder import Folder, Job, Spent
+from tailrace.evaluation.formats import dollars
 from tailrace.evaluation.lines import Lines, results
 from tailrace.evaluation.results import encode
 
@@ -109,6 +110,7 @@ class Fanout:
         batch = await self._left(work)
         if batch is not None:
             failed = await self._follow(work, batch)
+        self._spend()
         pending = [id for id in work.pending() if id not in failed]
         if pending and self.stopped is None:
             await self._follow(work, await self._submit(work, pending))
@@ -219,7 +221,7 @@ class Fanout:
 
     def _spend(self) -> None:
         if self._budget is not None and self.spent_nano >= self._budget:
-            self.stop(f"the budget of ${self._budget / NANO:,.2f} is spent")
+            self.stop(f"the budget of {dollars(self._budget / NANO)} is spent")
 
     async def _collect(self, work: Work, batch: Batch) -> set[str]:
         with tempfile.TemporaryFile(dir=self._folder.path) as fetched:

@@ -28,19 +28,21 @@ class Spread(msgspec.Struct, frozen=True):
 
 class ScorerFigures(msgspec.Struct, frozen=True):
     """How an arm fared under one scorer. ``score`` is over samples with an answer and a score; ``verdicts`` counts all
-    of them, by the names of ``Verdict``. ``pass_at``: k → the chance that one of k samples is right."""
+    of them, by the names of ``Verdict``. ``pass_at``: k → the chance that one of k samples is right. ``unscored``: why
+    the scorer failed on one of the samples that it failed on."""
 
     score: Estimate | None
     verdicts: dict[str, int]
     pass_at: dict[int, Estimate]
     categories: dict[str, Estimate]
+    unscored: str | None = None
 
 
 class ArmFigures(msgspec.Struct, frozen=True):
     """``cost_nano`` is what this run paid, ``answer_cost_nano`` what its answers cost whoever paid; both add up what
     is known, and ``unpriced`` counts answers of which nobody knows. ``tokens_per_second``: completion tokens of one
     stream, the median. ``outcomes`` by the names of ``Outcome``, ``cache`` by hit, join, miss, bypass. ``errors``: code
-    → count."""
+    → count, ``messages``: code → what one of these said."""
 
     key: str
     model: str
@@ -59,6 +61,7 @@ class ArmFigures(msgspec.Struct, frozen=True):
     duration: Spread | None
     first_chunk: Spread | None
     tokens_per_second: float | None
+    messages: dict[str, str] = {}
 
 
 class PairFigures(msgspec.Struct, frozen=True):
@@ -93,7 +96,8 @@ class JudgeFigures(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """All of a run."""
+    """All of a run. ``spent_nano`` is what its batches have cost, also tries that left no sample: of rows that were
+    cancelled under way, or failed and were asked again. None where it was not known when the figures were made."""
 
     arms: list[ArmFigures]
     pairs: list[PairFigures]
@@ -101,6 +105,7 @@ class Figures(msgspec.Struct, frozen=True):
     items: int
     samples: int
     seconds: float | None = None
+    spent_nano: int | None = None
 
 
 class RunInfo(msgspec.Struct, frozen=True):

@@ -81,6 +81,11 @@ class Manifest(msgspec.Struct):
         return self.suite["name"]
 
     @property
+    def begun(self) -> bool:
+        """Something was sent to the server, or may have been."""
+        return bool(self.spent) or any(job.key is not None for job in self.jobs.values())
+
+    @property
     def spent_nano(self) -> int:
         """What is known of it."""
         return sum(batch.cost_nano or 0 for batch in self.spent)
@@ -190,4 +195,6 @@ def every(runs: Path) -> Iterator[Folder]:
                     found.append(Folder.open(path))
                 except TailraceError:
                     continue
-    yield from sorted(found, key=lambda folder: (folder.manifest.created, folder.manifest.id), reverse=True)
+    yield from sorted(
+        found, key=lambda run: (run.manifest.created, run.manifest.id, run.path.name), reverse=True
+    )

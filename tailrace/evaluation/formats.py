@@ -13,6 +13,11 @@ NONE = "–"
 SIGNIFICANT = 0.05
 
 
+def count(number: int, thing: str) -> str:
+    """``1 item``, ``1,200 items``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def percent(value: float) -> str:
     """A score from 0 to 1: ``71.7%``; the ends are for what is there exactly."""
     shown = f"{100 * value:.1f}"
@@ -94,8 +99,9 @@ def judge_cost(judge: JudgeFigures) -> str:
 
 
 def total(figures: Figures) -> str:
-    """What all of it cost this run, judges too."""
+    """What all of it cost this run, judges and tries that left no sample too."""
     nano = sum(arm.cost_nano for arm in figures.arms) + sum(judge.cost_nano for judge in figures.judges)
+    nano = max(nano, figures.spent_nano or 0)
     unpriced = sum(arm.unpriced for arm in figures.arms) + sum(judge.unpriced for judge in figures.judges)
     answers = sum(map(answered, figures.arms)) + sum(j.graded + j.failed for j in figures.judges)
     return cost(nano, unpriced, answers)
@@ -136,8 +142,12 @@ def when(created: float) -> str:
 
 
 def labels(figures: Figures) -> dict[str, str]:
-    """What each arm is called, by its key: the model, with the prompt where there are several; all are different."""
+    """What each arm is called, by its key: the name that its model has in the suite, with the prompt where there are
+    several; all are different."""
     several = len({arm.prompt for arm in figures.arms}) > 1
-    names = {arm.key: f"{arm.model} · {arm.prompt}" if several else arm.model for arm in figures.arms}
+    names = {
+        arm.key: f"{arm.key.removesuffix(f'/{arm.prompt}')} · {arm.prompt}" if several else arm.key
+        for arm in figures.arms
+    }
     twice = len(set(names.values())) < len(names)
     return {key: key for key in names} if twice else names

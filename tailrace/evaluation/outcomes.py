@@ -163,7 +163,7 @@ def _record(line: dict[str, Any], body: dict[str, Any]) -> Record:
     cost = _whole(record.get("cost_nano"))
     return Record(
         cache=cache,
-        cost_nano=0 if line.get("run") else cost,  # taken from another run, which has paid for it
+        cost_nano=0 if line.get("run") is not None else cost,  # of an earlier run, which paid for it
         answer_cost_nano=_whole(record.get("saved_nano")) if cache in _SHARED else cost,
         prompt_tokens=_count(record.get("prompt_tokens")),
         completion_tokens=_count(record.get("completion_tokens")),

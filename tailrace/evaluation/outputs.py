@@ -58,6 +58,7 @@ def write(
         arms=[arm.key for arm in asking.arms],
         judges=judges,
         seconds=manifest.seconds,
+        spent_nano=manifest.spent_nano,
     )
 
     def rows() -> Iterator[Row]:

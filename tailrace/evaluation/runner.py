@@ -156,10 +156,17 @@ class Run:
         except TailraceError as error:
             manifest.status, manifest.reason = "failed", str(error)
             raise
+        except asyncio.CancelledError:
+            self.grader.close()
+            raise
         finally:
             manifest.seconds = before + time.monotonic() - started
             self.folder.save()
-        await asyncio.to_thread(self.conclude, fanout.stopped, fanout.failures)
+        try:
+            await asyncio.to_thread(self.conclude, fanout.stopped, fanout.failures)
+        except asyncio.CancelledError:
+            self.grader.close()  # or its thread would score to the end first, however long that takes
+            raise
         return manifest.status
 
     def _judge_works(self) -> list[Work]:

@@ -24,9 +24,11 @@ def summarise(
     arms: Sequence[str] | None = None,
     judges: Mapping[str, JudgeWork] | None = None,
     seconds: float | None = None,
+    spent_nano: int | None = None,
 ) -> Figures:
     """All figures of a run. ``arms`` says which arms and in which order, by default those of the samples as they come;
-    an arm without samples has no figures. ``judges`` by scorer. ``seconds`` is how long the run took."""
+    an arm without samples has no figures. ``judges`` by scorer. ``seconds`` is how long the run took, ``spent_nano``
+    what all of its batches cost."""
     by_arm: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_arm[sample.arm].append(sample)
@@ -42,6 +44,7 @@ def summarise(
         items=len({sample.item for sample in everything}),
         samples=len(everything),
         seconds=seconds,
+        spent_nano=spent_nano,
     )
 
 

@@ -54,6 +54,11 @@ def arm_figures(key: str, samples: Sequence[Sample], scorers: Sequence[str]) -> 
                 if sample.outcome is Outcome.ERROR
             ).most_common()
         ),
+        messages={
+            sample.error.code: sample.error.message
+            for sample in reversed(samples)  # the first of each code is the one that stays
+            if sample.outcome is Outcome.ERROR and sample.error is not None
+        },
         prompt_tokens=sum(record.prompt_tokens for record in records),
         completion_tokens=sum(record.completion_tokens for record in records),
         reasoning_tokens=sum(record.reasoning_tokens for record in records),
@@ -84,6 +89,16 @@ def _scorer_figures(samples: Sequence[Sample], scorer: str) -> ScorerFigures:
         ),
         pass_at=_pass_at(by_item),
         categories=_categories(samples, by_item),
+        unscored=next(
+            (
+                score.error
+                for sample in samples
+                if sample.verdict(scorer) is Verdict.UNSCORED
+                and (score := sample.scores.get(scorer)) is not None
+                and score.error
+            ),
+            None,
+        ),
     )
 
 

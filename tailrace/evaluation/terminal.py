@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from tailrace.evaluation import formats, standing
 from tailrace.evaluation.comparison import ArmComparison, RunComparison
 from tailrace.evaluation.figures import Figures, PairFigures, RunInfo
-from tailrace.evaluation.shapes import Sample, Verdict
+from tailrace.evaluation.shapes import Outcome, Sample, Verdict
 from tailrace.evaluation.standing import Named
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ ARM = "arm"
 PAIRS = 10
 #: Items of each kind of change between two runs, and characters of an answer to one of them.
 CHANGES, ANSWER = 20, 32
+#: Characters of why something failed.
+REASON = 200
 #: Kinds of changes for the worse.
 WORSE = ("worse", "without a score now")
 #: Counts that have a column where there are any; on a narrow terminal, one together.
@@ -48,11 +50,12 @@ def summary(info: RunInfo, figures: Figures, console: Console, *, report: str | 
     took = "" if figures.seconds is None else f" in {formats.duration(figures.seconds * 1000)}"
     _say(
         console,
-        f"{figures.samples:,} samples of {figures.items:,} items{took}, paid {formats.total(figures)}",
+        f"{formats.count(figures.samples, 'sample')} of {_items(figures.items)}{took}, paid {formats.total(figures)}",
     )
     for scorer in info.scorers:
         console.print()
         console.print(_scores(figures, scorer, console))
+        _unscored(figures, scorer, console)
         _say(console, standing.headline(figures, scorer))
         _pairs(figures, scorer, console)
     if figures.judges:
@@ -175,13 +178,30 @@ def _width(columns: dict[str, list[str]], console: Console) -> int:
     return sum(max(map(cell_len, (name, *cells))) + gap for name, cells in columns.items()) - gap + edges
 
 
+def _unscored(figures: Figures, scorer: str, console: Console) -> None:
+    """Why the scorer failed, by the first answer on which it did."""
+    found = [arm.scorers[scorer] for arm in figures.arms if scorer in arm.scorers]
+    count = sum(each.verdicts.get(Verdict.UNSCORED.value, 0) for each in found)
+    why = next((each.unscored for each in found if each.unscored), None)
+    if count and why:
+        _say(console, f"{scorer} failed on {count:,}, first: {_short(why)}")
+
+
 def _errors(figures: Figures, console: Console) -> None:
     for arm in standing.named(figures):
-        if arm.figures.errors:
-            counts = sorted(arm.figures.errors.items(), key=lambda pair: -pair[1])
+        counts = sorted(arm.figures.errors.items(), key=lambda pair: -pair[1])
+        for code, count in counts:
+            message = arm.figures.messages.get(code)
             _say(
-                console, f"errors of {arm.label}: " + ", ".join(f"{code} {count:,}" for code, count in counts)
+                console,
+                f"errors of {arm.label}: {code} {count:,}"
+                + (f", first: {_short(message)}" if message else ""),
             )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= REASON else line[: REASON - 1] + "…"
 
 
 # -------------------------------------------------------------------------------------------- two runs, compared
@@ -243,7 +263,7 @@ def _changes(arm: ArmComparison, scorer: str, console: Console, items: int) -> N
 
 
 def _items(count: int) -> str:
-    return f"{count:,} item" if count == 1 else f"{count:,} items"
+    return formats.count(count, "item")
 
 
 def _answer(samples: Iterable[Sample], scorer: str, *, best: bool) -> str:
@@ -255,7 +275,7 @@ def _answer(samples: Iterable[Sample], scorer: str, *, best: bool) -> str:
         return -1.0 if score is None or score.value is None else score.value
 
     sample = (max if best else min)(samples, key=value, default=None)
-    if sample is None:
+    if sample is None or sample.outcome is Outcome.MISSING:
         return formats.NONE
     if sample.error is not None:
         return f"error: {sample.error.code}"[:ANSWER]

@@ -96,10 +96,18 @@ def test_chances(p: float | None, shown: str) -> None:
 
 def test_labels_name_the_prompt_where_there_are_several() -> None:
     figures = made_run(items=3, arms=2).figures
-    assert list(formats.labels(figures).values()) == ["acme:large-2", "acme:small-2"]
-    first, second = figures.arms
-    other = msgspec.structs.replace(first, key="k2", prompt="terse")
-    several = msgspec.structs.replace(figures, arms=[first, other])
-    assert list(formats.labels(several).values()) == ["acme:large-2 · default", "acme:large-2 · terse"]
-    same = msgspec.structs.replace(figures, arms=[first, msgspec.structs.replace(second, model=first.model)])
-    assert formats.labels(same) == {arm.key: arm.key for arm in same.arms}
+    assert formats.labels(figures) == {arm.key: arm.key for arm in figures.arms}
+    several = msgspec.structs.replace(
+        figures,
+        arms=[
+            msgspec.structs.replace(figures.arms[0], key=f"large/{prompt}", prompt=prompt)
+            for prompt in ("default", "terse")
+        ],
+    )
+    assert list(formats.labels(several).values()) == ["large · default", "large · terse"]
+
+
+def test_a_model_is_called_as_the_suite_calls_it() -> None:
+    figures = made_run(items=3, arms=2).figures
+    named = msgspec.structs.replace(figures.arms[1], key="warm")
+    assert formats.labels(msgspec.structs.replace(figures, arms=[named])) == {"warm": "warm"}

@@ -149,3 +149,33 @@ def test_rescore_with_what_can_not_score(offline: Evaluation, scorer: str, told:
 def _files(folder: Path) -> dict[str, bytes]:
     found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_a_list_has_runs_whose_summary_is_broken_too(offline: Evaluation) -> None:
+    """By their folders' names, which tell copies apart."""
+    shutil.copytree(offline.folder / "runs" / "a", offline.folder / "runs" / "copy-of-a")
+    (offline.folder / "runs" / "a" / "summary.json").write_text('{"run"')
+    listed = offline("list")
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == ["b", "copy-of-a", "a"]
+    assert "is not a run's summary" in listed.stderr
+    found = [json.loads(line) for line in offline.done("list", "--json").splitlines()]
+    assert [run["scores"] is None for run in found] == [False, False, True]
+
+
+def test_compare_says_where_items_are_not_the_same(offline: Evaluation) -> None:
+    """Another dataset may well have the same ids."""
+    assert offline.json("compare", "a", "b")["changed_items"] == []
+    path = offline.folder / "runs" / "b" / "items.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].replace("tok1", "tok2"), *lines[1:]]) + "\n")
+    assert offline.json("compare", "a", "b")["changed_items"] == ["i0"]
+    assert "1 item has the same id in both runs" in offline("compare", "a", "b").stderr
+
+
+def test_runs_without_a_model_in_common_are_not_compared(offline: Evaluation) -> None:
+    path = offline.folder / "runs" / "b" / "samples.jsonl"
+    first, *others = path.read_text().splitlines()
+    more = json.loads(first) | {"arm": "another"}
+    path.write_text("\n".join([json.dumps(more), first, *others]) + "\n")
+    assert "the runs have no model in common" in offline("compare", "a", "b").stderr

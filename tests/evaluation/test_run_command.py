@@ -71,7 +71,7 @@ def test_a_changed_model_is_asked_alone(evaluation: Evaluation) -> None:
     evaluation.suite(models=["priced:fake", "fake-b"], params=params)
     told = evaluation.done("run", "suite.yaml")
     assert Counter(call.body["model"] for call in evaluation.asked()) == {"fake": 8, "fake-b": 4}
-    assert "4 answers to the same requests are those of" in told
+    assert "4 answers to the same requests taken from" in told
     first, second = evaluation.figures(0)["arms"][0], evaluation.figures(1)["arms"][0]
     assert first["answer_cost_nano"] == second["answer_cost_nano"] == first["cost_nano"] > 0
     assert second["cost_nano"] == 0
@@ -123,11 +123,15 @@ def test_a_budget_stops_it_and_a_larger_one_goes_on(evaluation: Evaluation) -> N
         budget=0.00001,
     )
     told = evaluation.done("run", "suite.yaml", code=3)
-    assert "budget" in told
+    assert "the budget of $0.00001 is spent" in told
     manifest = evaluation.manifest()
     assert manifest["status"] == "stopped"
     asked = len(evaluation.asked())
     assert 0 < asked < 40
+    spent = sum(batch["cost_nano"] for batch in manifest["spent"])
+    assert evaluation.figures()["spent_nano"] == spent
+    assert evaluation.json("resume", "latest", code=3)["status"] == "stopped"
+    assert evaluation.manifest()["spent"] == manifest["spent"], "a budget that is spent asks nothing"
     outcomes = evaluation.outcomes()
     assert outcomes["answered"] + outcomes["missing"] == 40
     evaluation.done("resume", "latest", "--budget", "10")
@@ -142,6 +146,7 @@ def test_a_budget_needs_prices(evaluation: Evaluation) -> None:
     assert ended.returncode == 1
     assert "budget: nobody knows what fake costs" in ended.stderr
     assert not evaluation.asked()
+    assert not evaluation.runs
 
 
 def test_what_the_server_refuses_is_told_before_anything_is_asked(evaluation: Evaluation) -> None:
@@ -150,6 +155,7 @@ def test_what_the_server_refuses_is_told_before_anything_is_asked(evaluation: Ev
     assert ended.returncode == 1
     assert "listed:gone" in ended.stderr
     assert not evaluation.asked()
+    assert not evaluation.runs, "nothing stays of a run that could not begin"
 
 
 def test_a_judge_grades_and_is_paid(evaluation: Evaluation) -> None:
@@ -243,6 +249,24 @@ def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluatio
     evaluation.done("resume", "latest")
     assert len(evaluation.asked()) == 30
     assert evaluation.outcomes() == {"answered": 30}
+
+
+@pytest.mark.once
+def test_interrupted_while_a_function_hangs_it_detaches_at_once(evaluation: Evaluation) -> None:
+    """And not after the function's timeout, for each answer that is left."""
+    module, called = evaluation.folder / "mine.py", evaluation.folder / "called"
+    module.write_text(
+        f"import pathlib, time\n\ndef f(a, t, i):\n    pathlib.Path({str(called)!r}).touch()\n    time.sleep(300)\n"
+    )
+    evaluation.suite(scorers=[{"type": "function", "function": "mine:f", "timeout": 200}])
+    process = evaluation.start("run", "suite.yaml")
+    wait_until(called.exists, 60, "a call of the function")
+    assert "detached" in interrupted(evaluation, process, signal.SIGINT)
+    assert process.returncode == 130
+    module.write_text("def f(a, t, i):\n    return 1\n")
+    evaluation.done("resume", "latest")
+    assert evaluation.means() == {"function": 1.0}
+    assert len(evaluation.asked()) == 4
 
 
 @pytest.mark.once

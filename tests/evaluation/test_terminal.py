@@ -182,3 +182,27 @@ def test_a_long_answer_is_cut_at_its_beginning(width: int) -> None:
     text = _compare(found, width)
     assert max(map(cell_len, text.splitlines())) <= width
     assert "it is 12." in " ".join(text.split())
+
+
+def test_why_requests_and_scorers_failed_is_told() -> None:
+    run = made_run(items=3, arms=1)
+    (arm,) = run.figures.arms
+    scorer = run.info.scorers[0]
+    own = msgspec.structs.replace(
+        arm.scorers[scorer],
+        verdicts={"right": 1, "unscored": 1200},
+        unscored="ValueError: no\n number (mine.py:3)",
+    )
+    failed = msgspec.structs.replace(
+        arm,
+        errors={"rate_limited": 3, "gone": 1},
+        messages={"rate_limited": "too " * 100},
+        scorers={**arm.scorers, scorer: own},
+    )
+    text = shown(Run(run.info, msgspec.structs.replace(run.figures, arms=[failed]), run.rows))
+    lines = text.splitlines()
+    assert f"{scorer} failed on 1,200, first: ValueError: no number (mine.py:3)" in lines
+    (told,) = (line for line in lines if "rate_limited 3" in line)
+    assert told.startswith(f"errors of {arm.key}: rate_limited 3, first: too too")
+    assert told.endswith("…")
+    assert f"errors of {arm.key}: gone 1" in lines

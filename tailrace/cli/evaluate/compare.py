@@ -10,6 +10,7 @@ import typer
 
 from tailrace.cli.evaluate.options import Runs
 from tailrace.cli.options import Json
+from tailrace.cli.output import warn
 from tailrace.errors import TailraceError
 
 if TYPE_CHECKING:
@@ -37,12 +38,34 @@ def compare(
     first, second = folders.find(runs, a), folders.find(runs, b)
     name = _scorer(first, second, scorer)
     found = comparison.compare_runs(outputs.samples_of(first), outputs.samples_of(second), name)
+    changed = _changed(first, second)
     if as_json:
-        told = {"a": first.manifest.id, "b": second.manifest.id, "scorer": name}
+        told = {"a": first.manifest.id, "b": second.manifest.id, "scorer": name, "changed_items": changed}
         print(json.dumps(told | msgspec.to_builtins(found, str_keys=True)))
         return
+    if changed:
+        one = len(changed) == 1
+        same = f"{len(changed):,} {'item has' if one else 'items have'} the same id in both runs, but not the same"
+        warn(f"{same} input and target, such as {changed[0]!r}: is it the same dataset?")
     ids = first.manifest.id, second.manifest.id
     terminal.comparison(*ids, found, terminal.make_console(), items=changes)
+
+
+def _changed(first: Folder, second: Folder) -> list[str]:
+    """Ids that the runs share, of items that are not the same. Nothing is known of a run without its items."""
+    from tailrace.evaluation import dataset
+    from tailrace.evaluation.folder import ITEMS
+
+    if first.manifest.fingerprint == second.manifest.fingerprint:
+        return []
+    try:
+        before, after = (
+            {item.id: (item.input, item.targets) for item in dataset.read_written(folder.path / ITEMS)}
+            for folder in (first, second)
+        )
+    except TailraceError:
+        return []
+    return [id for id, item in before.items() if id in after and after[id] != item]
 
 
 def _scorer(first: Folder, second: Folder, asked: str | None) -> str:

@@ -14,6 +14,7 @@ import tailrace
 from tailrace.amounts import money, span
 from tailrace.cli import server
 from tailrace.cli.batch.dryrun import estimate_here, rows_per_second
+from tailrace.evaluation.formats import count
 
 if TYPE_CHECKING:
     from tailrace.evaluation.fanout import Work
@@ -75,7 +76,7 @@ def dry_run(
         told = dict(zip(names, shape, strict=True)) | {"parts": [dataclasses.asdict(part) for part in parts]}
         print(json.dumps(told | {"prompts": dict(prompts)}))
     else:
-        _print(parts, prompts, shape)
+        _print(parts, prompts, shape, server.is_configured(home))
     return 1 if any(part.error for part in parts) else 0
 
 
@@ -165,7 +166,10 @@ def _prompts(run: Run) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _print(
-    parts: list[Part], prompts: list[tuple[str, list[dict[str, Any]]]], shape: tuple[int, int, int]
+    parts: list[Part],
+    prompts: list[tuple[str, list[dict[str, Any]]]],
+    shape: tuple[int, int, int],
+    configured: bool,
 ) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -175,7 +179,8 @@ def _print(
 
     console = make_console()
     items, arms, samples = shape
-    print(f"{items:,} items × {arms} arms × {samples} samples = {items * arms * samples:,} requests")
+    what = f"{count(items, 'item')} × {count(arms, 'arm')} × {count(samples, 'sample')}"
+    print(f"{what} = {count(items * arms * samples, 'request')}")
     table = Table(box=SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     table.add_column("")
     for title in ("requests", "answered before", "cached", "input tokens", "output tokens", "cost", "time"):
@@ -195,7 +200,12 @@ def _print(
     console.print(table)
     known = [part.cost_nano for part in parts if part.cost_nano is not None]
     some = "" if len(known) == len(parts) else ", and what has no price"
-    print(f"in all up to {money(sum(known))}{some}")
+    if known:
+        print(f"in all up to {money(sum(known))}{some}")
+    else:
+        print("nobody knows what it costs: none of the models has a known price")
+    if not configured:
+        print("no server is configured, and only one knows what its cache has and how long it takes")
     for part in parts:
         if part.error:
             print(f"{part.label}: the server would refuse: {part.error}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tailrace.amounts import money, span
 from tailrace.cli.batch.progress import FIRST_PAUSE, LONGEST_PAUSE, Reading
 from tailrace.cli.output import say
+from tailrace.evaluation.formats import count
 
 if TYPE_CHECKING:
     from tailrace.evaluation.fanout import Work
@@ -103,7 +104,7 @@ class _Lines(_Board):
         for work in works:
             row = self.rows[work.name]
             already = f", {row.before:,} answered already" if row.before else ""
-            say(f"{row.label}: {row.total:,} requests{already}")
+            say(f"{row.label}: {count(row.total, 'request')}{already}")
 
     def batch(self, work: Work, now: dict[str, Any]) -> None:
         super().batch(work, now)

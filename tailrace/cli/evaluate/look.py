@@ -13,10 +13,11 @@ import typer
 from tailrace.amounts import money
 from tailrace.cli.evaluate.options import RunName, Runs
 from tailrace.cli.options import Json
-from tailrace.cli.output import say
+from tailrace.cli.output import say, warn
 
 if TYPE_CHECKING:
     from tailrace.evaluation.folder import Folder
+    from tailrace.evaluation.outputs import Summary
 
 
 def list_runs(
@@ -100,13 +101,25 @@ def as_value(folder: Folder, *, short: bool = False) -> dict[str, Any]:
         "cost_nano": str(manifest.spent_nano),
         "seconds": round(manifest.seconds, 3),
     }
-    summary = read_summary(folder.path)
+    summary = _listed(folder) if short else read_summary(folder.path)
     if summary is None:
         return told | {"scores": None}
     if short:
         return told | {"scores": _scores(summary.figures)}
     files = {"report": str(folder.path / REPORT), "samples": str(folder.path / SAMPLES)}
     return told | files | {"figures": msgspec.to_builtins(summary.figures, str_keys=True)}
+
+
+def _listed(folder: Folder) -> Summary | None:
+    """A list shows all runs, also one whose summary is broken."""
+    from tailrace.errors import TailraceError
+    from tailrace.evaluation.outputs import read_summary
+
+    try:
+        return read_summary(folder.path)
+    except TailraceError as error:
+        warn(str(error))
+        return None
 
 
 def _scores(figures: Any) -> dict[str, dict[str, float | None]]:
@@ -123,7 +136,6 @@ def _print_list(found: list[Folder]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tailrace.evaluation.outputs import read_summary
     from tailrace.evaluation.terminal import make_console
 
     console = make_console()
@@ -135,14 +147,14 @@ def _print_list(found: list[Folder]) -> None:
     table.add_column("tags")
     for folder in found:
         manifest = folder.manifest
-        summary = read_summary(folder.path)
+        summary = _listed(folder)
         scores: list[str] = []
         for arm in summary.figures.arms if summary is not None else ():
             first = next(iter(arm.scorers.values()), None)
             mean = "–" if first is None or first.score is None else f"{first.score.mean:.3f}"
             scores.append(f"{arm.key} {mean}")
         cells = [
-            manifest.id,
+            folder.path.name,  # by which it is found: copies have the same id
             _when(manifest.created),
             status_of(folder),
             f"{manifest.items:,}",

@@ -9,7 +9,7 @@ import typer
 
 Runs = Annotated[
     Path,
-    typer.Option("--runs", metavar="DIR", file_okay=False, help="Where runs are (default: runs)."),
+    typer.Option("--runs", metavar="DIR", file_okay=False, help="Where runs are."),
 ]
 RunName = Annotated[
     str,

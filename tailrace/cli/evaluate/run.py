@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from tailrace.cli.options import Home, Json
 from tailrace.cli.output import say, warn
 from tailrace.cli.running import INTERRUPTED
 from tailrace.errors import TailraceError
+from tailrace.evaluation.formats import count
 
 if TYPE_CHECKING:
     from tailrace.evaluation.folder import Folder
@@ -86,7 +88,12 @@ def run(
         raise typer.Exit(told(loaded, runs, home, fresh=fresh, local_model=local_model, as_json=as_json))
     with job.on_disk(runs / "."):
         folder = begin(loaded, runs, server.identity(home), fresh=fresh)
-        code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
+        try:
+            code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
+        except TailraceError:
+            if not folder.manifest.begun:
+                shutil.rmtree(folder.path, ignore_errors=True)  # the same command begins it again
+            raise
     raise typer.Exit(code)
 
 
@@ -123,8 +130,6 @@ def _configured(home: Path | None, local_model: bool) -> bool:
 
 def begin(loaded: Loaded, runs: Path, server: str, *, fresh: bool) -> Folder:
     """A new run's folder, with all that it needs to go on. Nothing stays of one whose suite can't work."""
-    import shutil
-
     from tailrace.evaluation import dataset, folder, loading
     from tailrace.evaluation.runner import Run
 
@@ -196,6 +201,10 @@ def _work(
                 code = server.embedded(home, local_model=local_model, quiet=as_json, use=use)
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except TailraceError:
+            if folder.manifest.begun:
+                warn(f"what is answered stays: tailrace eval resume {folder.manifest.id}{_where(runs, home)}")
+            raise
         if ended:
             _tell(folder, as_json=as_json)
             failed = _failed(folder)
@@ -212,16 +221,14 @@ def _announce(run: Run) -> None:
     total = arms * samples * len(run.items)
     several = len(suite.prompts) > 1
     arm = "model" if arms == 1 else "models and prompts" if several else "models"
-    what = f"{len(run.items):,} items × {arms} {arm}"
-    say(
-        f"run {manifest.id}: {what} × {samples} {'sample' if samples == 1 else 'samples'} = {total:,} requests"
-    )
+    what = f"{count(len(run.items), 'item')} × {arms} {arm} × {count(samples, 'sample')}"
+    say(f"run {manifest.id}: {what} = {count(total, 'request')}")
 
 
 def _reuse(run: Run, runs: Path, *, quiet: bool) -> None:
-    for other, count in run.reuse(runs).items():
+    for other, taken in run.reuse(runs).items():
         if not quiet:
-            say(f"{count:,} answers to the same requests are those of {other}; --fresh asks again")
+            say(f"{count(taken, 'answer')} to the same requests taken from {other}; --fresh asks again")
 
 
 def _tell(folder: Folder, *, as_json: bool) -> None:

@@ -34,6 +34,10 @@ class Died(Exception):
     """It ended instead of answering; the text says how."""
 
 
+class Closed(Exception):
+    """It was closed while it was asked, or before: nobody waits for the answer."""
+
+
 class Child:
     """Started by ``start`` or by the first ``ask``, and again by the next one after it hung or died. For several
     threads: they wait for each other.
@@ -49,6 +53,7 @@ class Child:
         self._buffer = b""
         self._asked = 0
         self._lock = threading.Lock()
+        self._closed = threading.Event()
 
     def start(self) -> None:
         """Raises Hung or Died; what the child could not do for want of a module or the like is Died's text."""
@@ -56,7 +61,7 @@ class Child:
             self._started()
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """What the child answers within ``timeout`` seconds. Raises Hung or Died."""
+        """What the child answers within ``timeout`` seconds. Raises Hung or Died, or Closed."""
         with self._lock:
             process = self._started()
             self._asked += 1
@@ -64,7 +69,8 @@ class Child:
             return self._exchange(process, self._asked, line, timeout)
 
     def close(self) -> None:
-        """Ends the child and its process group."""
+        """Ends the child and its process group, also while another thread asks. There is none after it."""
+        self._closed.set()
         with self._lock:
             self._end(LEAVING)
 
@@ -72,6 +78,8 @@ class Child:
         if self._process is not None and not _has_ended(self._process):
             return self._process
         self._end(0)
+        if self._closed.is_set():
+            raise Closed
         process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
         )
@@ -93,6 +101,8 @@ class Child:
         unsent = memoryview(line)
         try:
             while True:
+                if self._closed.is_set():
+                    raise Closed
                 unsent = self._send(process, unsent)
                 for answer in self._receive(process, min(TICK, until - time.monotonic())):
                     if answer.get("id") == id:

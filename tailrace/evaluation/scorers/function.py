@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tailrace.errors import TailraceError
 from tailrace.evaluation import suite
-from tailrace.evaluation.scorers.children import Child, Died, Hung
+from tailrace.evaluation.scorers.children import Child, Closed, Died, Hung
 from tailrace.evaluation.shapes import Answer, Score
 
 #: Seconds that importing a user's module may take.
@@ -50,6 +50,8 @@ class Function:
         }
         try:
             found = self._child.ask(request, self._timeout)
+        except Closed:
+            raise
         except Hung as error:
             return Score(None, error=f"the function {error}")
         except Died as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tailrace.errors import TailraceError
 from tailrace.evaluation import suite
 from tailrace.evaluation.scorers.base import said, shortened
-from tailrace.evaluation.scorers.children import Child, Died, Hung
+from tailrace.evaluation.scorers.children import Child, Closed, Died, Hung
 from tailrace.evaluation.scorers.templates import Template, of_item
 from tailrace.evaluation.scorers.text import same
 from tailrace.evaluation.shapes import Answer, Item, Score
@@ -57,6 +57,8 @@ class Regex:
             found = self._child.ask(
                 {"pattern": pattern, "ignore_case": self._ignore_case, "text": said(answer)}, SEARCH
             )
+        except Closed:
+            raise
         except Hung as error:
             self._hung += 1
             return Score(None, error=f"the pattern {error}")

@@ -129,7 +129,7 @@ def test_a_run_that_never_answered_can_be_compared() -> None:
         ("f1", None, "scorer: run a has no scores by 'f1', it has exact"),
         ("exact", [("x", "nope")], "arms: run b has no arm 'nope', it has v, w"),
         ("exact", [("nope", "v")], "arms: run a has no arm 'nope', it has x, y"),
-        ("exact", None, "arms: the runs have none in common; say which to compare (a: x, y; b: v, w)"),
+        ("exact", None, "the runs have no model in common: one has x, y, the other v, w"),
     ],
 )
 def test_what_a_run_does_not_know_is_refused(
