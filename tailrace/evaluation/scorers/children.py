@@ -34,6 +34,10 @@ class Died(Exception):
     """It ended instead of answering; the text says how."""
 
 
+class Stopped(Exception):
+    """Nobody waits for the answer any more."""
+
+
 class Child:
     """Started by ``start`` or by the first ``ask``, and again by the next one after it hung or died. For several
     threads: they wait for each other.
@@ -49,6 +53,7 @@ class Child:
         self._buffer = b""
         self._asked = 0
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Raises Hung or Died; what the child could not do for want of a module or the like is Died's text."""
@@ -56,12 +61,16 @@ class Child:
             self._started()
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """What the child answers within ``timeout`` seconds. Raises Hung or Died."""
+        """What the child answers within ``timeout`` seconds. Raises Hung, Died or Stopped."""
         with self._lock:
             process = self._started()
             self._asked += 1
             line = msgspec.json.encode(request | {"id": self._asked, "timeout": timeout}) + b"\n"
             return self._exchange(process, self._asked, line, timeout)
+
+    def stop(self) -> None:
+        """For another thread: whoever asks, now or later, has Stopped raised, soon and whatever the child is at."""
+        self._stopped.set()
 
     def close(self) -> None:
         """Ends the child and its process group."""
@@ -93,6 +102,8 @@ class Child:
         unsent = memoryview(line)
         try:
             while True:
+                if self._stopped.is_set():
+                    raise Stopped
                 unsent = self._send(process, unsent)
                 for answer in self._receive(process, min(TICK, until - time.monotonic())):
                     if answer.get("id") == id:
