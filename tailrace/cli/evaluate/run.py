@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,7 +87,7 @@ def run(
         raise typer.Exit(told(loaded, runs, home, fresh=fresh, local_model=local_model, as_json=as_json))
     with job.on_disk(runs / "."):
         folder = begin(loaded, runs, server.identity(home), fresh=fresh)
-        code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
+        code = _work(folder, runs, home, None, configured, local_model, as_json)
     raise typer.Exit(code)
 
 
@@ -108,7 +109,7 @@ def resume(
     if there != here:
         raise TailraceError(f"{folder.manifest.id} was asked on {there}, and this is {here}: go on there")
     with job.on_disk(folder.path / "."):
-        code = _work(folder, runs, home, budget, configured, local_model, as_json, reuse=False)
+        code = _work(folder, runs, home, budget, configured, local_model, as_json)
     raise typer.Exit(code)
 
 
@@ -165,15 +166,14 @@ def _work(
     configured: bool,
     local_model: bool,
     as_json: bool,
-    *,
-    reuse: bool,
 ) -> int:
     from tailrace.evaluation.runner import Run
 
+    options = _options(runs, home, budget, local_model=local_model)
     with folder.locked(), Run(folder) as run:
         if not as_json:
             _announce(run)
-        if reuse:
+        if not run.folder.manifest.fresh and not run.has_sent:
             _reuse(run, runs, quiet=as_json)
         ended: list[str] = []
 
@@ -196,13 +196,17 @@ def _work(
                 code = server.embedded(home, local_model=local_model, quiet=as_json, use=use)
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except TailraceError as error:
+            again = f"tailrace eval resume {folder.manifest.id}{options}"
+            raise TailraceError(f"{error}. When that is mended: {again}") from error
         if ended:
             _tell(folder, as_json=as_json)
             failed = _failed(folder)
             return 3 if code == 0 and failed else code
-        if code == INTERRUPTED:
+        if code in (0, INTERRUPTED):  # a stack that was told to end otherwise has the code 0
             goes_on = "its requests go on" if configured else "and all of its stack with it"
-            warn(f"detached, {goes_on}: tailrace eval resume {folder.manifest.id}{_where(runs, home)}")
+            warn(f"detached, {goes_on}: tailrace eval resume {folder.manifest.id}{options}")
+            return INTERRUPTED
         return code
 
 
@@ -242,6 +246,10 @@ def _failed(folder: Folder) -> int:
     return sum(arm.outcomes.get("error", 0) + arm.outcomes.get("missing", 0) for arm in arms)
 
 
-def _where(runs: Path, home: Path | None) -> str:
-    """The options that the command was given, for the one that goes on."""
-    return (f" --runs {runs}" if runs != Path("runs") else "") + (f" --home {home}" if home else "")
+def _options(runs: Path, home: Path | None, budget: float | None, *, local_model: bool) -> str:
+    """Those that the command was given, for the one that goes on."""
+    given = [f"--runs {shlex.quote(str(runs))}"] if runs != Path("runs") else []
+    given += [f"--home {shlex.quote(str(home))}"] if home else []
+    given += [f"--budget {budget:g}"] if budget is not None else []
+    given += ["--local-model"] if local_model else []
+    return "".join(f" {option}" for option in given)
