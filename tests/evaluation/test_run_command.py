@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -242,6 +243,49 @@ def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluatio
     evaluation.done("resume", "latest")
     assert len(evaluation.asked()) == 30
     assert evaluation.outcomes() == {"answered": 30}
+
+
+@pytest.mark.once
+def test_it_ends_at_once_also_while_a_function_hangs(evaluation: Evaluation) -> None:
+    """And leaves no process of it; the answers that it was about to score are kept."""
+    (evaluation.folder / "mine.py").write_text(
+        "import os, pathlib, time\n\n"
+        "def slow(answer, target, item):\n"
+        "    pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    evaluation.suite(scorers=[{"type": "function", "function": "mine:slow", "timeout": 600}])
+    process = evaluation.start("run", "suite.yaml")
+    pid = evaluation.folder / "pid"
+    wait_until(lambda: pid.exists() and bool(pid.read_text()), 60, "the function")
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=15)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    (evaluation.folder / "mine.py").write_text("def slow(answer, target, item):\n    return 1\n")
+    evaluation.done("resume", "latest")
+    assert evaluation.means() == {"function": 1.0}
+    assert len(evaluation.asked()) == 4
+
+
+@pytest.mark.once
+def test_answers_of_earlier_runs_are_taken_also_by_resume(evaluation: Evaluation) -> None:
+    """Of a run whose command came to ask nothing: it did not get to look for them either."""
+    evaluation.suite(params={"fake": {"chunks": 3, "finish": "length"}})
+    evaluation.done("run", "suite.yaml")
+    evaluation.suite(models=["fake", "listed:gone"], params={"fake": {"chunks": 3, "finish": "length"}})
+    ended = evaluation("run", "suite.yaml", "--budget", "5")
+    assert ended.returncode == 1
+    run = evaluation.runs[-1]
+    assert f"tailrace eval resume {run.name} --budget 5" not in ended.stderr
+    assert f"tailrace eval resume {run.name}" in ended.stderr
+    for path in (run / "answers").iterdir():
+        path.unlink()  # as if it had been killed before
+    told = evaluation("resume", run.name).stdout
+    assert "4 answers to the same requests are those of" in told
+    assert len(evaluation.asked()) == 4
 
 
 @pytest.mark.once
