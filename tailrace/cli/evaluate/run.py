@@ -197,8 +197,13 @@ def _work(
         except KeyboardInterrupt:
             code = INTERRUPTED
         except TailraceError as error:
+            mend = (
+                "When that is mended"
+                if run.has_sent
+                else "Mend the suite and run it again; or the server, and"
+            )
             again = f"tailrace eval resume {folder.manifest.id}{options}"
-            raise TailraceError(f"{error}. When that is mended: {again}") from error
+            raise TailraceError(f"{str(error).rstrip('.')}. {mend}: {again}") from error
         if ended:
             _tell(folder, as_json=as_json)
             failed = _failed(folder)
