@@ -173,9 +173,12 @@ def killed_while(run: Path, server: BatchServer, fate: Fate, status: str) -> Non
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("first", range(3))
 def test_killed_at_each_step(
-    tmp_path: Path, fate: Fate, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fate: Fate, server: BatchServer, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
+    """Each third of them, for so many processes."""
+
     def rendered(*_: object) -> list[bytes]:
         return [b"<html>"]
 
@@ -183,7 +186,7 @@ def test_killed_at_each_step(
     undisturbed = made(tmp_path / "undisturbed")
     assert command(undisturbed, server)[0] == "completed"
     adds_up(undisturbed, server)
-    steps = 0
+    steps = first
     while True:
         server = BatchServer(fate.step)
         run = made(tmp_path / str(steps))
@@ -192,7 +195,7 @@ def test_killed_at_each_step(
         assert command(run, server)[0] == "completed"
         adds_up(run, server)
         assert samples(run) == samples(undisturbed)
-        steps += 1
+        steps += 3
     assert steps > 60
 
 
