@@ -44,16 +44,27 @@ class Files:
         self._http = http
 
     async def upload(
-        self, file: BinaryIO | Path | str, *, purpose: str = "batch", name: str | None = None
+        self,
+        file: BinaryIO | Path | str,
+        *,
+        purpose: str = "batch",
+        name: str | None = None,
+        expires_after: int | None = None,
     ) -> dict[str, Any]:
         """Send a file, or what is open and can be read again from its start; the server's ``file`` object.
 
-        It is read and sent piece by piece. Raises APIError, ConnectionFailed, OSError.
+        It is read and sent piece by piece. ``expires_after``: seconds after which the server removes it, from an hour
+        to 30 days. Raises APIError, ConnectionFailed, OSError.
         """
         if isinstance(file, (str, Path)):
             with _opened(Path(file)) as opened:
-                return await self.upload(opened, purpose=purpose, name=name or Path(file).name)
-        return await self._http.upload("/v1/files", file, name or "batch.jsonl", {"purpose": purpose})
+                return await self.upload(
+                    opened, purpose=purpose, name=name or Path(file).name, expires_after=expires_after
+                )
+        fields = {"purpose": purpose}
+        if expires_after is not None:
+            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_after)}
+        return await self._http.upload("/v1/files", file, name or "batch.jsonl", fields)
 
     async def retrieve(self, id: str) -> dict[str, Any]:
         return await self._http.request("GET", f"/v1/files/{_part(id)}")

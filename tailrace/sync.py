@@ -166,9 +166,16 @@ class SyncFiles:
         self._loop = loop
 
     def upload(
-        self, file: BinaryIO | Path | str, *, purpose: str = "batch", name: str | None = None
+        self,
+        file: BinaryIO | Path | str,
+        *,
+        purpose: str = "batch",
+        name: str | None = None,
+        expires_after: int | None = None,
     ) -> dict[str, Any]:
-        return self._loop.run(self._files.upload(file, purpose=purpose, name=name))
+        return self._loop.run(
+            self._files.upload(file, purpose=purpose, name=name, expires_after=expires_after)
+        )
 
     def retrieve(self, id: str) -> dict[str, Any]:
         return self._loop.run(self._files.retrieve(id))

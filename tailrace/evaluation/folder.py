@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from tailrace.errors import TailraceError
 #: Of the manifest below.
 VERSION = 1
 MANIFEST, SUITE, ITEMS, LOCK = "manifest.json", "suite.yaml", "items.jsonl", ".lock"
+#: Where results are while they are written.
+NEW = ".new"
 SAMPLES, PARQUET, SUMMARY, REPORT = "samples.jsonl", "results.parquet", "summary.json", "report.html"
 
 Status = Literal["running", "completed", "stopped", "failed"]
@@ -35,10 +38,12 @@ Status = Literal["running", "completed", "stopped", "failed"]
 
 class Job(msgspec.Struct):
     """The batch that an arm or a judge has under way, in the order in which it comes to be known: the key that it is
-    made with, the file of its rows, its id. ``rows``: how many it has, ``concurrency``: how many go at once."""
+    made with, the file of its rows, its id. ``uploaded``: when its file came, by the server's clock. ``rows``: how many
+    it has, ``concurrency``: how many go at once."""
 
     key: str | None = None
     file: str | None = None
+    uploaded: int = 0
     batch: str | None = None
     rows: int = 0
     concurrency: int = 1
@@ -81,8 +86,8 @@ class Manifest(msgspec.Struct):
         return self.suite["name"]
 
     @property
-    def begun(self) -> bool:
-        """Something was sent to the server, or may have been."""
+    def has_sent(self) -> bool:
+        """Whether a command has begun to ask: until then answers of earlier runs are looked for."""
         return bool(self.spent) or any(job.key is not None for job in self.jobs.values())
 
     @property
@@ -100,11 +105,20 @@ class Folder:
 
     @classmethod
     def create(cls, runs: Path, manifest: Manifest, suite: str) -> Folder:
-        """A folder that is no run yet, until ``save``. Raises TailraceError where it can't be made."""
+        """A folder that is no run yet, until ``save``; the manifest gets its id. Raises TailraceError where it can't be
+        made."""
         path = runs / manifest.id
         try:
+            runs.mkdir(parents=True, exist_ok=True)
+            while True:
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:  # another command's
+                    manifest.id = new_id(manifest.name, runs)
+                    path = runs / manifest.id
             for part in ("answers", "judged"):
-                (path / part).mkdir(parents=True)
+                (path / part).mkdir()
             (path / SUITE).write_text(suite, "utf-8")
         except OSError as error:
             raise TailraceError(
@@ -130,8 +144,29 @@ class Folder:
         return cls(path, manifest)
 
     def save(self) -> None:
-        with replacing(self.path / MANIFEST) as file:
+        self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        with replacing(path / MANIFEST) as file:
             file.write(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2) + b"\n")
+
+    @contextmanager
+    def replacing(self) -> Generator[Path]:
+        """A folder for files that take their places when the block ends well, and behind them the manifest: if one of
+        them can't be written, all stay as they are. Raises TailraceError."""
+        made = self.path / NEW
+        try:
+            shutil.rmtree(made, ignore_errors=True)  # of a command that was killed
+            made.mkdir()
+            yield made
+            self._write(made)
+            files = sorted(made.iterdir(), key=lambda path: path.name == MANIFEST)
+            for file in files:
+                file.replace(self.path / file.name)
+        except OSError as error:
+            raise TailraceError(f"can't write into {self.path}: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
     def answers(self, name: str) -> Path:
         return self.path / "answers" / f"{name}.jsonl"

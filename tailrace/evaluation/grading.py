@@ -75,8 +75,14 @@ class Grader:
         for scorer in self._scorers:
             scorer.close()
 
+    def stop(self) -> None:
+        """For another thread: what is being graded is given up, and raises Stopped."""
+        for scorer in self._scorers:
+            scorer.stop()
+
     def samples(self, lines: Iterable[tuple[Cell, dict[str, Any] | None]]) -> list[Sample]:
-        """Lines of a batch (None: none yet) as samples, with the scores of all but judges. It blocks."""
+        """Lines of a batch (None: none yet) as samples, with the scores of all but judges. It blocks. Raises
+        Stopped."""
         asked = list(lines)
         found = [
             outcomes.sample_of(cell.arm, cell.item, cell.sample, line, is_refusal) for cell, line in asked

@@ -34,7 +34,8 @@ def write(
     scorers: Sequence[str],
     judges: Mapping[str, JudgeWork],
 ) -> Figures:
-    """All of it, each file in one step. Raises TailraceError where a file can't be written."""
+    """All of it, and the manifest: first each file beside its place, then all into their places, the manifest last.
+    Raises TailraceError where one can't be written, and then all are as they were."""
     manifest = folder.manifest
     info = RunInfo(
         id=manifest.id,
@@ -66,13 +67,14 @@ def write(
             yield Row(sample, cell.item, asking.messages(cell))
 
     header = Header(manifest.id, suite.name, tuple(scorers))
-    write_samples(folder.path / SAMPLES, rows(), header)
-    write_parquet(folder.path / PARQUET, rows(), header)
-    with replacing(folder.path / SUMMARY) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(Summary(info, figures)), indent=1) + b"\n")
-    with replacing(folder.path / REPORT) as file:
-        for piece in report.render(info, figures, rows()):
-            file.write(piece)
+    with folder.replacing() as made:
+        write_samples(made / SAMPLES, rows(), header)
+        write_parquet(made / PARQUET, rows(), header)
+        with replacing(made / SUMMARY) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(Summary(info, figures)), indent=1) + b"\n")
+        with replacing(made / REPORT) as file:
+            for piece in report.render(info, figures, rows()):
+                file.write(piece)
     return figures
 
 

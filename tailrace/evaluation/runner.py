@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +60,7 @@ class Run:
         self.cells: dict[str, dict[str, Cell]] = {}
         self.works = [self._work(n) for n in range(len(self.asking.arms))]
         self._samples: dict[str, dict[str, Sample]] = {work.name: {} for work in self.works}
+        self._grading = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -144,20 +146,24 @@ class Run:
         )
         try:
             for work in self.works:
-                await fanout.check(work)
+                await fanout.catch_up(work)
+            for work in self.works:
+                if not fanout.is_under_way(work):
+                    await fanout.check(work)
             observer.begin(self.works)
             await _together([fanout.finish(work) for work in self.works], self.suite.max_concurrency)
             judges = await asyncio.to_thread(self._judge_works)
-            if judges and fanout.stopped is None:
+            if judges:
                 for work in judges:
-                    await fanout.check(work)
+                    await fanout.catch_up(work)
+                    if not fanout.is_under_way(work):
+                        await fanout.check(work)
                 observer.begin(judges)
                 await _together([fanout.finish(work) for work in judges], self.suite.max_concurrency)
-        except TailraceError as error:
-            manifest.status, manifest.reason = "failed", str(error)
-            raise
-        except asyncio.CancelledError:
-            self.grader.close()
+        except BaseException as error:
+            self.grader.stop()  # a thread may grade, and a user's function hang
+            if isinstance(error, TailraceError):
+                manifest.status, manifest.reason = "failed", str(error)
             raise
         finally:
             manifest.seconds = before + time.monotonic() - started
@@ -165,7 +171,7 @@ class Run:
         try:
             await asyncio.to_thread(self.conclude, fanout.stopped, fanout.failures)
         except asyncio.CancelledError:
-            self.grader.close()  # or its thread would score to the end first, however long that takes
+            self.grader.stop()
             raise
         return manifest.status
 
@@ -210,14 +216,15 @@ class Run:
     def grade(self, work: Work, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Sample]:
         """Score the answers among lines of an arm that have no score yet; all of the arm's samples. It blocks."""
         mine, cells = self._samples[work.name], self.cells[work.name]
-        fresh = {
-            id: line
-            for id, line in found
-            if id in cells and (id not in mine or mine[id].outcome in (Outcome.ERROR, Outcome.MISSING))
-        }
-        graded = self.grader.samples((cells[id], line) for id, line in fresh.items())
-        mine.update(zip(fresh, graded, strict=True))
-        return list(mine.values())
+        with self._grading:  # a look may go on in its thread when its batch has ended
+            fresh = {
+                id: line
+                for id, line in found
+                if id in cells and (id not in mine or mine[id].outcome in (Outcome.ERROR, Outcome.MISSING))
+            }
+            graded = self.grader.samples((cells[id], line) for id, line in fresh.items())
+            mine.update(zip(fresh, graded, strict=True))
+            return list(mine.values())
 
     def samples(self) -> dict[str, tuple[Cell, Sample]]:
         """Every cell of the run by arm and custom_id, with what the folder has of it."""
@@ -239,22 +246,21 @@ class Run:
         """Score all that is there and write results and report; the manifest says how the run ended. ``again``: it
         ended before, as it says there."""
         samples = self.samples()
-        uses = self._judge(samples)
+        uses, unjudged = self._judge(samples)
         manifest = self.folder.manifest
         if not again:
             everything = [sample for _, sample in samples.values()]
-            ended = _status(everything, self.suite.max_error_rate, stopped, failures)
+            ended = _status(everything, unjudged, self.suite.max_error_rate, stopped, failures)
             manifest.status, manifest.reason = ended
             manifest.ended = time.time()
-        figures = outputs.write(
+        return outputs.write(
             self.folder, self.suite, self.asking, list(samples.values()), self.grader.labels, uses
         )
-        self.folder.save()
-        return figures
 
-    def _judge(self, samples: dict[str, tuple[Cell, Sample]]) -> dict[str, JudgeWork]:
-        """Put what judges said into the samples."""
+    def _judge(self, samples: dict[str, tuple[Cell, Sample]]) -> tuple[dict[str, JudgeWork], int]:
+        """Put what judges said into the samples; and how often one has still to be asked."""
         uses: dict[str, JudgeWork] = {}
+        unjudged = 0
         for label, judge in self.grader.judges.items():
             kept = Lines(self.folder.judged(requests.file_name(label)))
             said = {id: (asked, line) for id, asked, line in kept.read()}
@@ -270,9 +276,11 @@ class Run:
                     score = judged(judge, line)
                     records.append(outcomes.record_of(line))
                     failed += score.value is None
+                elif row is not None:
+                    unjudged += 1
                 samples[id] = (cell, with_score(sample, label, score))
             uses[label] = (judge.model, records, failed)
-        return uses
+        return uses, unjudged
 
 
 class _Watcher:
@@ -322,12 +330,18 @@ def _taken(line: bytes, id: str, run: str) -> bytes:
 
 
 def _status(
-    samples: list[Sample], max_error_rate: float, stopped: str | None, failures: Sequence[str]
+    samples: list[Sample],
+    unjudged: int,
+    max_error_rate: float,
+    stopped: str | None,
+    failures: Sequence[str],
 ) -> tuple[Status, str | None]:
     errors = sum(sample.outcome is Outcome.ERROR for sample in samples)
     missing = sum(sample.outcome is Outcome.MISSING for sample in samples)
-    if stopped is not None:
-        return "stopped", f"{stopped}; {missing:,} of {len(samples):,} samples were not asked"
+    if stopped is not None and (missing or unjudged):
+        left = [f"{missing:,} of {len(samples):,} samples were not asked"] if missing else []
+        left += [f"{unjudged:,} answers were not judged"] if unjudged else []
+        return "stopped", f"{stopped}; {', '.join(left)}"
     if failures:
         return "failed", "; ".join(failures)
     if errors > max_error_rate * len(samples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -252,18 +253,25 @@ def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluatio
 
 
 @pytest.mark.once
-def test_interrupted_while_a_function_hangs_it_detaches_at_once(evaluation: Evaluation) -> None:
-    """And not after the function's timeout, for each answer that is left."""
-    module, called = evaluation.folder / "mine.py", evaluation.folder / "called"
-    module.write_text(
-        f"import pathlib, time\n\ndef f(a, t, i):\n    pathlib.Path({str(called)!r}).touch()\n    time.sleep(300)\n"
+def test_it_ends_at_once_also_while_a_function_hangs(evaluation: Evaluation) -> None:
+    """And leaves no process of it; the answers that it was about to score are kept."""
+    (evaluation.folder / "mine.py").write_text(
+        "import os, pathlib, time\n\n"
+        "def slow(answer, target, item):\n"
+        "    pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
     )
-    evaluation.suite(scorers=[{"type": "function", "function": "mine:f", "timeout": 200}])
+    evaluation.suite(scorers=[{"type": "function", "function": "mine:slow", "timeout": 600}])
     process = evaluation.start("run", "suite.yaml")
-    wait_until(called.exists, 60, "a call of the function")
-    assert "detached" in interrupted(evaluation, process, signal.SIGINT)
-    assert process.returncode == 130
-    module.write_text("def f(a, t, i):\n    return 1\n")
+    pid = evaluation.folder / "pid"
+    wait_until(lambda: pid.exists() and bool(pid.read_text()), 60, "the function")
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=15)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    (evaluation.folder / "mine.py").write_text("def slow(answer, target, item):\n    return 1\n")
     evaluation.done("resume", "latest")
     assert evaluation.means() == {"function": 1.0}
     assert len(evaluation.asked()) == 4

@@ -29,9 +29,19 @@ class Row:
     def __init__(self, work: Work) -> None:
         self.label = work.label
         self.total = len(work.asked)
+        self.means: Mapping[str, float] = {}
+        self._batch: str | None = None
+        self._begin(work)
+
+    def _begin(self, work: Work) -> None:
         self.before = self.total - len(work.pending())
         self.reading = Reading()
-        self.means: Mapping[str, float] = {}
+
+    def add(self, work: Work, now: dict[str, Any]) -> None:
+        if self._batch is not None and now["id"] != self._batch:
+            self._begin(work)
+        self._batch = now["id"]
+        self.reading.add(now)
 
     @property
     def done(self) -> int:
@@ -74,7 +84,7 @@ class _Board:
             self.rows[work.name] = Row(work)
 
     def batch(self, work: Work, now: dict[str, Any]) -> None:
-        self.rows[work.name].reading.add(now)
+        self.rows[work.name].add(work, now)
 
     def scores(self, work: Work, means: Mapping[str, float]) -> None:
         self.rows[work.name].means = means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -89,9 +90,9 @@ def run(
     with job.on_disk(runs / "."):
         folder = begin(loaded, runs, server.identity(home), fresh=fresh)
         try:
-            code = _work(folder, runs, home, None, configured, local_model, as_json, reuse=not fresh)
+            code = _work(folder, runs, home, None, configured, local_model, as_json)
         except TailraceError:
-            if not folder.manifest.begun:
+            if not folder.manifest.has_sent:
                 shutil.rmtree(folder.path, ignore_errors=True)  # the same command begins it again
             raise
     raise typer.Exit(code)
@@ -115,7 +116,7 @@ def resume(
     if there != here:
         raise TailraceError(f"{folder.manifest.id} was asked on {there}, and this is {here}: go on there")
     with job.on_disk(folder.path / "."):
-        code = _work(folder, runs, home, budget, configured, local_model, as_json, reuse=False)
+        code = _work(folder, runs, home, budget, configured, local_model, as_json)
     raise typer.Exit(code)
 
 
@@ -170,15 +171,14 @@ def _work(
     configured: bool,
     local_model: bool,
     as_json: bool,
-    *,
-    reuse: bool,
 ) -> int:
     from tailrace.evaluation.runner import Run
 
+    options = _options(runs, home, budget, local_model=local_model)
     with folder.locked(), Run(folder) as run:
         if not as_json:
             _announce(run)
-        if reuse:
+        if not folder.manifest.fresh and not folder.manifest.has_sent:
             _reuse(run, runs, quiet=as_json)
         ended: list[str] = []
 
@@ -201,17 +201,19 @@ def _work(
                 code = server.embedded(home, local_model=local_model, quiet=as_json, use=use)
         except KeyboardInterrupt:
             code = INTERRUPTED
-        except TailraceError:
-            if folder.manifest.begun:
-                warn(f"what is answered stays: tailrace eval resume {folder.manifest.id}{_where(runs, home)}")
-            raise
+        except TailraceError as error:
+            if not folder.manifest.has_sent:
+                raise
+            again = f"tailrace eval resume {folder.manifest.id}{options}"
+            raise TailraceError(f"{str(error).rstrip('.')}. When that is mended: {again}") from error
         if ended:
             _tell(folder, as_json=as_json)
             failed = _failed(folder)
             return 3 if code == 0 and failed else code
-        if code == INTERRUPTED:
+        if code in (0, INTERRUPTED):  # a stack that was told to end otherwise has the code 0
             goes_on = "its requests go on" if configured else "and all of its stack with it"
-            warn(f"detached, {goes_on}: tailrace eval resume {folder.manifest.id}{_where(runs, home)}")
+            warn(f"detached, {goes_on}: tailrace eval resume {folder.manifest.id}{options}")
+            return INTERRUPTED
         return code
 
 
@@ -249,6 +251,10 @@ def _failed(folder: Folder) -> int:
     return sum(arm.outcomes.get("error", 0) + arm.outcomes.get("missing", 0) for arm in arms)
 
 
-def _where(runs: Path, home: Path | None) -> str:
-    """The options that the command was given, for the one that goes on."""
-    return (f" --runs {runs}" if runs != Path("runs") else "") + (f" --home {home}" if home else "")
+def _options(runs: Path, home: Path | None, budget: float | None, *, local_model: bool) -> str:
+    """Those that the command was given, for the one that goes on."""
+    given = [f"--runs {shlex.quote(str(runs))}"] if runs != Path("runs") else []
+    given += [f"--home {shlex.quote(str(home))}"] if home else []
+    given += [f"--budget {budget:g}"] if budget is not None else []
+    given += ["--local-model"] if local_model else []
+    return "".join(f" {option}" for option in given)

@@ -12,13 +12,16 @@ SHORTEST_PROMPT = 20
 
 
 class Scorer(Protocol):
-    """``score`` gives one Score for each answer, in order. What fails for one answer is that one's ``error``."""
+    """``score`` gives one Score for each answer, in order. What fails for one answer is that one's ``error``. ``stop``
+    is for another thread: a ``score`` that waits for something gives that up, and raises."""
 
     label: str
 
     def score(self, answers: Sequence[Answer]) -> list[Score]: ...
 
     def close(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Each:
@@ -32,6 +35,9 @@ class Each:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def stop(self) -> None:
+        """Nothing is waited for."""
 
     def one(self, answer: Answer) -> Score:
         raise NotImplementedError

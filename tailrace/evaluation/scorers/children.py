@@ -34,8 +34,8 @@ class Died(Exception):
     """It ended instead of answering; the text says how."""
 
 
-class Closed(Exception):
-    """It was closed while it was asked, or before: nobody waits for the answer."""
+class Stopped(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Child:
@@ -53,7 +53,7 @@ class Child:
         self._buffer = b""
         self._asked = 0
         self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Raises Hung or Died; what the child could not do for want of a module or the like is Died's text."""
@@ -61,16 +61,19 @@ class Child:
             self._started()
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """What the child answers within ``timeout`` seconds. Raises Hung or Died, or Closed."""
+        """What the child answers within ``timeout`` seconds. Raises Hung, Died or Stopped."""
         with self._lock:
             process = self._started()
             self._asked += 1
             line = msgspec.json.encode(request | {"id": self._asked, "timeout": timeout}) + b"\n"
             return self._exchange(process, self._asked, line, timeout)
 
+    def stop(self) -> None:
+        """For another thread: whoever asks, now or later, has Stopped raised, soon and whatever the child is at."""
+        self._stopped.set()
+
     def close(self) -> None:
-        """Ends the child and its process group, also while another thread asks. There is none after it."""
-        self._closed.set()
+        """Ends the child and its process group."""
         with self._lock:
             self._end(LEAVING)
 
@@ -78,8 +81,6 @@ class Child:
         if self._process is not None and not _has_ended(self._process):
             return self._process
         self._end(0)
-        if self._closed.is_set():
-            raise Closed
         process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
         )
@@ -101,8 +102,8 @@ class Child:
         unsent = memoryview(line)
         try:
             while True:
-                if self._closed.is_set():
-                    raise Closed
+                if self._stopped.is_set():
+                    raise Stopped
                 unsent = self._send(process, unsent)
                 for answer in self._receive(process, min(TICK, until - time.monotonic())):
                     if answer.get("id") == id:

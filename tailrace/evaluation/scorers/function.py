@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tailrace.errors import TailraceError
 from tailrace.evaluation import suite
-from tailrace.evaluation.scorers.children import Child, Closed, Died, Hung
+from tailrace.evaluation.scorers.children import Child, Died, Hung, Stopped
 from tailrace.evaluation.shapes import Answer, Score
 
 #: Seconds that importing a user's module may take.
@@ -41,6 +41,9 @@ class Function:
     def close(self) -> None:
         self._child.close()
 
+    def stop(self) -> None:
+        self._child.stop()
+
     def _one(self, answer: Answer) -> Score:
         targets = answer.item.targets
         request = {
@@ -50,12 +53,12 @@ class Function:
         }
         try:
             found = self._child.ask(request, self._timeout)
-        except Closed:
-            raise
         except Hung as error:
             return Score(None, error=f"the function {error}")
         except Died as error:
             return Score(None, error=f"the function: {error}")
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001 - a column that is no JSON, say
             return Score(None, error=f"{type(error).__name__}: {error}")
         if "error" in found:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tailrace.errors import TailraceError
 from tailrace.evaluation import suite
 from tailrace.evaluation.scorers.base import said, shortened
-from tailrace.evaluation.scorers.children import Child, Closed, Died, Hung
+from tailrace.evaluation.scorers.children import Child, Died, Hung, Stopped
 from tailrace.evaluation.scorers.templates import Template, of_item
 from tailrace.evaluation.scorers.text import same
 from tailrace.evaluation.shapes import Answer, Item, Score
@@ -46,6 +46,9 @@ class Regex:
     def close(self) -> None:
         self._child.close()
 
+    def stop(self) -> None:
+        self._child.stop()
+
     def _one(self, answer: Answer) -> Score:
         if self._hung >= PATIENCE:
             return Score(
@@ -57,13 +60,13 @@ class Regex:
             found = self._child.ask(
                 {"pattern": pattern, "ignore_case": self._ignore_case, "text": said(answer)}, SEARCH
             )
-        except Closed:
-            raise
         except Hung as error:
             self._hung += 1
             return Score(None, error=f"the pattern {error}")
         except (Died, TailraceError) as error:
             return Score(None, error=str(error))
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001 - one answer must not cost the others theirs
             return Score(None, error=f"{type(error).__name__}: {error}")
         if "error" in found:
