@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 #: Scripts whose words stand without spaces between them: Han, kana, Thai, Lao, Tibetan, Myanmar, Khmer.
 UNSPACED = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
+#: Words that are remembered without their punctuation: answers to one question say much the same ones.
+WORDS = 2**16
 #: Articles of English, passed over by F1 alone, as SQuAD does.
 ARTICLES = frozenset({"a", "an", "the"})
 #: Punctuation that means something at the end of a word: ``50%``, ``C#``, ``AT&T``, ``@name``, ``\\frac``.
@@ -129,6 +132,7 @@ def _once(text: str) -> str:
     return " ".join(word for part in text.split() if (word := _trim(part)))
 
 
+@lru_cache(WORDS)
 def _trim(word: str) -> str:
     """Without punctuation at its ends, but for brackets that the word itself opens and closes, and signs of numbers."""
     if not any(character not in "#-" and (not _is_punctuation(character)) for character in word):
