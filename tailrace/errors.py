@@ -4,6 +4,7 @@
 - ``ConnectionFailed``: the server gave no answer, however often it was asked.
 - ``APIError`` and its children: the server answered with an error.
 - ``CompletionError`` and its children: the server is fine, the completion has no answer.
+- ``Problems``: a file of the user's has several things wrong, told all at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any, cast
 
 class TailraceError(Exception):
     """The root of the family; ``str()`` of any of them is one line for a person."""
+
+
+class Problems(TailraceError):
+    """Several things are wrong; ``str()`` has a line for each."""
 
 
 class NotConfigured(TailraceError):

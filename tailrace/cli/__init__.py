@@ -14,6 +14,7 @@ import typer
 import tailrace
 from tailrace.cli import batch, cache, cancel, demo, doctor, evaluate, keys, migrate, prune, tail, up, usage
 from tailrace.cli.output import close_output, warn
+from tailrace.errors import Problems
 
 app = typer.Typer(
     name="tailrace",
@@ -54,7 +55,8 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run one command line and exit. What a user can mend is one line on standard error."""
+    """Run one command line and exit. What a user can mend is one line on standard error, or several where a file has
+    several things wrong."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show a character shows another one
@@ -66,6 +68,10 @@ def _run(arguments: list[str] | None) -> int:
         result: Any = app(arguments, prog_name="tailrace", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except Problems as error:
+        for line in str(error).splitlines():
+            warn(line)
+        return 1
     except tailrace.TailraceError as error:
         return _complain(str(error), 1)
     except typer.TyperException as error:
@@ -79,6 +85,5 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    for line in message.splitlines():
-        warn(line)
+    warn(message)
     return code

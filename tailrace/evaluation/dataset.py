@@ -15,7 +15,7 @@ import msgspec
 
 from tailrace.atomic import replacing
 from tailrace.batchinput import InvalidRow, Source, read
-from tailrace.errors import TailraceError
+from tailrace.errors import Problems, TailraceError
 from tailrace.evaluation.shapes import Item
 from tailrace.evaluation.suite import Dataset, Wanted
 from tailrace.templating import listed
@@ -130,7 +130,7 @@ class _Rows:
         wrong = self._missing_columns() or self._wrong
         if wrong:
             more = [f"{self._path}: {len(wrong) - MOST_TOLD} more rows are wrong"][: len(wrong) > MOST_TOLD]
-            raise TailraceError("\n".join([*wrong[:MOST_TOLD], *more]))
+            raise Problems("\n".join([*wrong[:MOST_TOLD], *more]))
         if not self._count:
             raise TailraceError(f"{self._path} has no rows")
         if not self._items:

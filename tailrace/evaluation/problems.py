@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tailrace.errors import TailraceError
+from tailrace.errors import Problems, TailraceError
 
 
 class Problem(NamedTuple):
@@ -28,7 +28,7 @@ class Unreadable(Exception):
 def told(path: Path, problems: Iterable[Problem]) -> TailraceError:
     """One error for all of them."""
     ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
-    return TailraceError("\n".join(_line(path, problem) for problem in ordered))
+    return Problems("\n".join(_line(path, problem) for problem in ordered))
 
 
 def _line(path: Path, problem: Problem) -> str:

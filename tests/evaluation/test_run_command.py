@@ -229,6 +229,14 @@ def test_what_can_not_work_is_told_before_there_is_a_run(
     assert not evaluation.runs
 
 
+def test_all_that_is_wrong_with_a_suite_has_a_line_each(evaluation: Evaluation) -> None:
+    evaluation.suite(sampels=2, samples=0)
+    ended = evaluation("run", "suite.yaml")
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 2
+    assert all(line.startswith("tailrace: suite.yaml:1: samp") for line in ended.stderr.splitlines())
+
+
 def interrupted(evaluation: Evaluation, process: subprocess.Popen[str], number: int) -> str:
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
