@@ -15,6 +15,8 @@ import pytest
 from tests.support.evaluating import Evaluation
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 FILES = {
     "suite.yaml", "manifest.json", "items.jsonl", "answers", "judged", "samples.jsonl", "results.parquet",
     "summary.json", "report.html", ".lock",
@@ -243,7 +245,6 @@ def interrupted(evaluation: Evaluation, process: subprocess.Popen[str], number: 
     return out
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluation, number: int) -> None:
     """Ctrl-C detaches and says how to go on; a kill says nothing, and loses nothing either."""
@@ -260,7 +261,6 @@ def test_interrupted_it_goes_on_and_nothing_is_asked_twice(evaluation: Evaluatio
     assert evaluation.outcomes() == {"answered": 30}
 
 
-@pytest.mark.once
 def test_it_ends_at_once_also_while_a_function_hangs(evaluation: Evaluation) -> None:
     """And leaves no process of it; the answers that it was about to score are kept."""
     (evaluation.folder / "mine.py").write_text(
@@ -285,7 +285,6 @@ def test_it_ends_at_once_also_while_a_function_hangs(evaluation: Evaluation) -> 
     assert len(evaluation.asked()) == 4
 
 
-@pytest.mark.once
 def test_two_commands_do_not_work_on_one_run(evaluation: Evaluation) -> None:
     evaluation.suite(items=10, params={"fake": {"chunks": 2, "interval_ms": 2000}})
     process = evaluation.start("run", "suite.yaml")

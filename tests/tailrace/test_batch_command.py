@@ -16,6 +16,8 @@ from tests.support.valkey import wait_until
 from tests.tailrace.batchcommand import SECONDS, Batch, asked, marked, prompts
 from tests.tailrace.command import complaint
 
+pytestmark = pytest.mark.once
+
 # --------------------------------------------------------------------------------------------------- run, run again
 
 

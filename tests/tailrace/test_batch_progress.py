@@ -19,6 +19,8 @@ from tests.support.stack import Stack
 from tests.tailrace.batchcommand import SECONDS, Batch, asked, marked, prompts
 from tests.tailrace.command import command, environment
 
+pytestmark = pytest.mark.once
+
 
 def test_a_pipe_gets_plain_lines(batch: Batch) -> None:
     batch.write(marked("piped", 3))

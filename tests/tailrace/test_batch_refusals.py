@@ -11,6 +11,8 @@ from tests.support.stack import Stack
 from tests.tailrace.batchcommand import SECONDS, Batch, asked, marked, prompts, rows
 from tests.tailrace.command import command, complaint, environment
 
+pytestmark = pytest.mark.once
+
 
 def test_invalid_rows_are_told_by_line_and_field_and_nothing_is_sent(batch: Batch, stack: Stack) -> None:
     mine = marked("invalid", 3)

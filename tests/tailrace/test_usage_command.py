@@ -15,6 +15,8 @@ from tests.support.api import Api, named
 from tests.support.stack import PRICES, Stack
 from tests.tailrace.command import command, complaint, environment, run
 
+pytestmark = pytest.mark.once
+
 COUNTS = {"prompt_tokens": 3000, "completion_tokens": 1000}
 COST = 3000 * PRICES["fake"]["input"] / 1e6 + 1000 * PRICES["fake"]["output"] / 1e6
 

@@ -21,6 +21,8 @@ from tests.support.bulk import submitted
 from tests.support.stack import ROOT, Stack
 from tests.support.valkey import wait_until
 
+pytestmark = pytest.mark.once
+
 #: Until a worker has built its connections again, in seconds. Celery waits 2 s where the broker is not there at once.
 PATIENCE = 15.0
 
