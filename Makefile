@@ -28,7 +28,7 @@ up: setup  ## the whole stack, with a local model, until Ctrl-C
 # A home of its own, whose cache has the answers that are whole: a second run is faster.
 eval-demo: setup  ## an evaluation: 120 questions to a real model on the CPU and to a recorded one, and a report in runs/
 	@TAILRACE_PROVIDERS=examples/evaluation/providers.toml $(BIN)/tailrace eval run examples/evaluation/suite.yaml \
-		--runs runs --home .tailrace/eval-demo --local-model $(ARGS)
+		--runs runs --home .tailrace/eval-demo --local-model $(ARGS) || [ $$? -eq 3 ]  # 3: some have no answer
 
 test: setup  ## every test that needs no system package; ARGS="-k resume" narrows it, JOBS=0 takes one process
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
