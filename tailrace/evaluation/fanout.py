@@ -17,6 +17,7 @@ from contextlib import aclosing, suppress
 from typing import Any, BinaryIO, Protocol
 
 import tailrace
+from tailrace.amounts import NANO
 from tailrace.batches import ENDED, Batch
 from tailrace.errors import APIError, ConnectionFailed, TailraceError
 from tailrace.evaluation.folder import Folder, Job, Spent
@@ -35,8 +36,6 @@ REASONS = 3
 ESTIMATED = 3600
 #: Seconds that two clocks of a server may be apart.
 CLOCKS = 60
-#: Nano-dollars to the dollar.
-NANO = 10**9
 
 
 @dataclasses.dataclass(slots=True)

@@ -38,7 +38,7 @@ class Asking:
     def cells(self, arm: Arm) -> dict[str, Cell]:
         """By custom_id, all samples of an item behind one another."""
         return {
-            f"{item.id}/{sample}": Cell(arm, item, sample)
+            requests.custom_id(item.id, sample): Cell(arm, item, sample)
             for item in self.items
             for sample in range(self.samples)
         }

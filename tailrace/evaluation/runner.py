@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
 import tailrace
+from tailrace.amounts import NANO
 from tailrace.errors import TailraceError
 from tailrace.evaluation import dataset, lines, loading, outcomes, outputs, requests
-from tailrace.evaluation.fanout import NANO, Fanout, Work
+from tailrace.evaluation.fanout import Fanout, Work
 from tailrace.evaluation.figures import Figures
 from tailrace.evaluation.folder import ITEMS, Folder, Status, every
 from tailrace.evaluation.grading import Asking, Cell, Grader, judged, with_score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -24,7 +25,17 @@ class Scorer(Protocol):
     def stop(self) -> None: ...
 
 
-class Each:
+class _InProcess:
+    """What has nothing to end."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def stop(self) -> None:
+        """Nothing is waited for."""
+
+
+class Each(_InProcess, ABC):
     """A scorer that looks at one answer at a time, in this process."""
 
     def __init__(self, label: str) -> None:
@@ -33,14 +44,9 @@ class Each:
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         return [self._safely(answer) for answer in answers]
 
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def stop(self) -> None:
-        """Nothing is waited for."""
-
+    @abstractmethod
     def one(self, answer: Answer) -> Score:
-        raise NotImplementedError
+        """The score of one answer; what it raises becomes the ``error`` of that one."""
 
     def _safely(self, answer: Answer) -> Score:
         try:
